@@ -1,0 +1,163 @@
+/* The only header that lib/ and kernels/ share: what a backend is, and the operations of the model it offers.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * Operations are cut where a fused kernel would be cut, so a backend is free inside.  They work on rows: a row is one token of
+ * one sequence.  Prompt pieces, decode steps and mixtures are only different row lists.  Every result of a row depends on that
+ * row and its sequence alone: the same bits whatever other rows stand beside it, however they were cut into calls, and for
+ * any thread count.  (n, d) in comments is a row-major matrix.  Activations are fp32.
+ *
+ * Operations return nothing: memory is there before they start (reserve), and device errors are sticky until finish. */
+#ifndef DSV2I_OPS_H
+#define DSV2I_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define DSV2I_PAGE_TOKENS 64 /* tokens in a KV page; also the block in which attention reduces */
+
+enum dsv2i_dtype { DSV2I_F32 = 1, DSV2I_BF16 = 2, DSV2I_F16 = 3 };
+
+static inline size_t dsv2i_dtype_size(int32_t dtype)
+{
+    return dtype == DSV2I_F32 ? 4 : 2;
+}
+
+/* Where a backend gets host memory.  alloc returns NULL when there is none. */
+struct dsv2i_hooks {
+    void *(*alloc)(void *user, size_t size, size_t alignment);
+    void (*free)(void *user, void *ptr, size_t size);
+    void *user;
+};
+
+/* Sizes that every operation may need; names are those of config.json. */
+struct dsv2i_shape {
+    int32_t hidden_size, vocab_size, num_hidden_layers, num_attention_heads;
+    int32_t q_lora_rank; /* 0: none */
+    int32_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+    int32_t intermediate_size, moe_intermediate_size;
+    int32_t n_routed_experts, n_shared_experts, num_experts_per_tok; /* 0 routed: all layers dense */
+    float softmax_scale;
+    float rope_multiplier;   /* on cos and sin; 1 for every release */
+    const double *inv_freq;  /* (qk_rope_head_dim / 2) */
+};
+
+/* A weight as the backend holds it: (rows, cols) = [out_features, in_features], row-major. */
+struct dsv2i_weight {
+    int32_t dtype, rows, cols;
+    const void *data;  /* CPU: the checkpoint's own bytes, not copied; they outlive the backend's use.  Aligned to an element */
+    void *priv;        /* backend's own, e.g. a packed copy */
+};
+
+struct dsv2i_route {
+    int32_t n_group, topk_group; /* 1, 1 for greedy */
+    int32_t top_k;
+    int32_t norm_topk_prob;      /* w /= sum(w) + 1e-20 when top_k > 1, and then no scaling (remote code) */
+    float routed_scaling_factor;
+};
+
+struct dsv2i_mla {
+    const float *kv_a_norm;     /* (kv_lora_rank) */
+    struct dsv2i_weight kv_b;   /* (heads * (nope + v), kv_lora_rank); per head nope rows UK, then v rows UV */
+};
+
+struct dsv2i_ffn {
+    struct dsv2i_weight gate, up, down; /* (inter, hidden), (inter, hidden), (hidden, inter) */
+};
+
+enum dsv2i_attention { DSV2I_ABSORBED = 0, DSV2I_EXPANDED = 1 };
+
+/* One sequence in a batch.  page[i] holds positions i*64 .. i*64+63 of all layers: (layers, 64, kv_lora_rank + rope) of kv_dtype,
+ * latent first (normalized), then the roped key in interleaved order. */
+struct dsv2i_seq {
+    void *const *page;
+    int32_t form; /* enum dsv2i_attention */
+};
+
+/* The rows of a step.  Rows of one sequence are adjacent, with ascending consecutive positions. */
+struct dsv2i_batch {
+    int32_t n_rows, n_seqs;
+    int32_t kv_dtype;        /* DSV2I_F32 or DSV2I_BF16 */
+    const int32_t *token;    /* (n_rows) */
+    const int32_t *pos;      /* (n_rows) position in the sequence, from 0 */
+    const int32_t *seq;      /* (n_rows) index into seqs, ascending */
+    const struct dsv2i_seq *seqs;
+};
+
+struct dsv2i_score {
+    float logprob;
+    int32_t rank, top_token;
+    float top_logprob;
+};
+
+struct dsv2i_backend;
+
+struct dsv2i_ops {
+    /* Release the backend. */
+    void (*close)(struct dsv2i_backend *be);
+
+    /* Backend memory, 64-byte aligned, uninitialised; NULL when there is none. */
+    void *(*mem_alloc)(struct dsv2i_backend *be, size_t bytes);
+    void (*mem_free)(struct dsv2i_backend *be, void *ptr, size_t bytes);
+
+    /* Scratch that the operations need inside for steps of up to n_rows rows of a model of this shape.  reserve makes sure of it
+     * (it only grows): 0, or -1 when there is no memory and everything is as before. */
+    size_t (*scratch_bytes)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t n_rows);
+    int (*reserve)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t n_rows);
+
+    /* Begin a step: batch and shape stay valid until finish.  One step at a time per backend (the caller serializes).
+     * finish ends it: 0, or -1 if anything failed since begin. */
+    void (*begin)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
+    int (*finish)(struct dsv2i_backend *be);
+
+    /* x (n_rows, hidden) = rows token[i] of the table */
+    void (*embed)(struct dsv2i_backend *be, float *x, const struct dsv2i_weight *table);
+
+    /* y[i] = x[i] / sqrt(mean(x[i]^2) + eps) * w, rows of dim elements, ldx and ldy floats apart; y may be x */
+    void (*rms_norm)(struct dsv2i_backend *be, float *y, int32_t ldy, const float *x, int32_t ldx, const float *w,
+                     int32_t n, int32_t dim, float eps);
+
+    /* y (n, w.rows) = x (n, w.cols) W^T, or += with accumulate */
+    void (*linear)(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_weight *w, int32_t n,
+                   int accumulate);
+
+    /* From q (n_rows, heads, nope + rope) and kva (n_rows, kv_lora_rank + rope): rotate q's rope part in place, normalize the latent
+     * (eps 1e-6), rotate the shared key, and write both to the rows' pages of this layer. */
+    void (*mla_prepare)(struct dsv2i_backend *be, float *q, const float *kva, const struct dsv2i_mla *mla, int32_t layer);
+
+    /* o (n_rows, heads, v) = causal attention of prepared q over each row's pages, positions 0..pos.  The form is the sequence's.
+     * Reduces in blocks of DSV2I_PAGE_TOKENS keys counted from position 0. */
+    void (*mla_attend)(struct dsv2i_backend *be, float *o, const float *q, const struct dsv2i_mla *mla, int32_t layer);
+
+    /* y (n, hidden) += down(silu(gate x) * up x) */
+    void (*ffn)(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *w, int32_t n);
+
+    /* Choose experts: p = softmax(gate x) over all; group_limited_greedy by the groups' maxima; w = p * routed_scaling_factor.
+     * idx, weight (n, top_k) by descending p, lowest index first on ties (groups too). */
+    void (*moe_route)(struct dsv2i_backend *be, int32_t *idx, float *weight, const float *x,
+                      const struct dsv2i_weight *gate, const struct dsv2i_route *route, int32_t n);
+
+    /* y (n, hidden) += sum over slots j, in slot order, of weight[j] * expert_idx[j](x) */
+    void (*moe_experts)(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *experts,
+                        const int32_t *idx, const float *weight, int32_t n, int32_t top_k);
+
+    /* out[i] = where target[i] stands in log_softmax(head x[i]); memory for a few thousand vocabulary columns at a time only.
+     * x (n, hidden) is already normalized.  A NaN among the logits gives logprob NaN. */
+    void (*score)(struct dsv2i_backend *be, struct dsv2i_score *out, const float *x, const struct dsv2i_weight *head,
+                  const int32_t *target, int32_t n);
+};
+
+/* Every backend begins with this. */
+struct dsv2i_backend {
+    const struct dsv2i_ops *op;
+};
+
+/* The CPU backend.  level: DSV2_CPU_* of dsv2.h (-1 = best); n_threads 0 = one per allowed core.
+ * 0; -1 no memory or threads; -2 the machine lacks the level. */
+int dsv2i_cpu_open(const struct dsv2i_hooks *hooks, int32_t level, int32_t n_threads, struct dsv2i_backend **out);
+
+/* Threads and level it really uses. */
+int32_t dsv2i_cpu_threads(const struct dsv2i_backend *be);
+int32_t dsv2i_cpu_level(const struct dsv2i_backend *be);
+
+#endif

@@ -1,0 +1,21 @@
+/* Chat templates of the family, recognised from tokenizer_config.json and rendered in C.
+ * SPDX-License-Identifier: MIT */
+#ifndef DSV2I_CHAT_H
+#define DSV2I_CHAT_H
+
+#include "tokenizer.h"
+
+struct dsv2i_chat;
+
+/* text NULL: no tokenizer_config.json.  Reads chat_template, bos_token, eos_token. */
+dsv2_status dsv2i_chat_parse(const struct dsv2i_hooks *mem, const char *file, const char *text, size_t n,
+                             struct dsv2i_chat **out);
+void dsv2i_chat_free(struct dsv2i_chat *c);
+int32_t dsv2i_chat_kind(const struct dsv2i_chat *c); /* DSV2_CHAT_* */
+dsv2_status dsv2i_chat_apply(const struct dsv2i_chat *c, const dsv2_chat_message *messages, size_t message_size,
+                             size_t n_messages, uint32_t flags, char *text, size_t capacity, size_t *n);
+dsv2_status dsv2i_chat_tokenize(const struct dsv2i_chat *c, const struct dsv2i_tokenizer *t,
+                                const dsv2_chat_message *messages, size_t message_size, size_t n_messages, uint32_t flags,
+                                int32_t *ids, size_t capacity, size_t *n);
+
+#endif

@@ -1,0 +1,44 @@
+/* config.json and generation_config.json: read, validated, derived.
+ * SPDX-License-Identifier: MIT */
+#ifndef DSV2I_CONFIG_H
+#define DSV2I_CONFIG_H
+
+#include "json.h"
+#include "ops.h"
+
+#define DSV2I_MAX_EOS 16
+#define DSV2I_MAX_ROPE_DIM 1024
+
+struct dsv2i_config {
+    struct dsv2i_shape shape; /* inv_freq points to the array below: copy a config only with dsv2i_config_copy */
+    struct dsv2i_route route;
+    int32_t n_group, topk_group;    /* as in the file, 0 when null; route has what is used */
+    int32_t first_k_dense_replace, moe_layer_freq, max_position_embeddings;
+    int32_t bos_token_id, eos_token_id[DSV2I_MAX_EOS], n_eos; /* bos -1: none */
+    int32_t attention_bias, tie_word_embeddings;
+    double rms_norm_eps, rope_theta;
+    double inv_freq[DSV2I_MAX_ROPE_DIM / 2];
+};
+
+/* generation_config.json; an absent file gives HF's meaning of "nothing said" with top_k off. */
+struct dsv2i_generation {
+    int32_t do_sample; /* 0: greedy, i.e. temperature 0 */
+    double temperature, top_p, min_p, repetition_penalty;
+    int32_t top_k, min_tokens;
+    int32_t eos_token_id[DSV2I_MAX_EOS], n_eos;
+};
+
+/* Layer l is MoE iff n_routed_experts > 0, l >= first_k_dense_replace and l % moe_layer_freq == 0 (spec 3.1). */
+int dsv2i_config_is_moe(const struct dsv2i_config *c, int32_t layer);
+
+/* Parse and validate; every error names file, key and value. */
+dsv2_status dsv2i_config_parse(const char *file, const char *text, size_t n, struct dsv2i_config *out);
+dsv2_status dsv2i_generation_parse(const char *file, const char *text, size_t n, const struct dsv2i_config *config,
+                                   struct dsv2i_generation *out);
+void dsv2i_generation_default(const struct dsv2i_config *config, struct dsv2i_generation *out);
+void dsv2i_config_copy(struct dsv2i_config *dst, const struct dsv2i_config *src);
+
+/* Parameters in all, and those used per token without the input embedding (spec 1.4). */
+void dsv2i_config_parameters(const struct dsv2i_config *c, uint64_t *total, uint64_t *active);
+
+#endif

@@ -1,0 +1,100 @@
+/* The context: memory hooks, log, backend.
+ * SPDX-License-Identifier: MIT */
+#include "context.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "params.h"
+
+/* Physical memory in bytes; 0 if the system does not say. */
+static uint64_t physical_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+}
+
+dsv2_status dsv2i_context_create(const dsv2_context_params *params, dsv2_context **out)
+{
+    dsv2_context_params p;
+    struct dsv2i_hooks mem = dsv2i_heap;
+    dsv2_context *ctx;
+
+    dsv2_context_params_init(&p, sizeof p);
+    DSV2I_TRY(dsv2i_params_take(&p, sizeof p, params, "dsv2_context_params"));
+    if (p.n_threads < 0 || p.n_threads > 1024)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: n_threads: %d is not in 0..1024", p.n_threads);
+    if (p.cpu_level < DSV2_CPU_BEST || p.cpu_level > DSV2_CPU_AVX512)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: cpu_level: %d is none of DSV2_CPU_*", p.cpu_level);
+    if (!p.alloc != !p.free)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: alloc and free: give both or neither");
+    if (p.alloc)
+        mem = (struct dsv2i_hooks){p.alloc, p.free, p.alloc_user};
+
+    ctx = dsv2i_calloc(&mem, 1, sizeof *ctx);
+    if (!ctx)
+        return dsv2i_fail(DSV2_ERR_NOMEM, "context: no memory");
+    atomic_init(&ctx->refs, 1);
+    ctx->pid = getpid();
+    ctx->mem = mem;
+    ctx->log = p.log;
+    ctx->log_user = p.log_user;
+    ctx->memory_bytes = p.memory_bytes ? p.memory_bytes : physical_memory() / 4 * 3;
+    if (pthread_mutex_init(&ctx->step, NULL)) {
+        dsv2i_free(&mem, ctx);
+        return dsv2i_fail(DSV2_ERR_NOMEM, "context: no mutex");
+    }
+    int rc = dsv2i_cpu_open(&ctx->mem, p.cpu_level, p.n_threads, &ctx->backend);
+    if (rc) {
+        pthread_mutex_destroy(&ctx->step);
+        dsv2i_free(&mem, ctx);
+        return rc == -2 ? dsv2i_fail(DSV2_ERR_UNSUPPORTED, "dsv2_context_params: cpu_level: this machine lacks level %d",
+                                     p.cpu_level)
+                        : dsv2i_fail(DSV2_ERR_NOMEM, "context: no memory or no threads (n_threads %d)", p.n_threads);
+    }
+    *out = ctx;
+    return DSV2_OK;
+}
+
+void dsv2i_context_retain(dsv2_context *ctx)
+{
+    atomic_fetch_add_explicit(&ctx->refs, 1, memory_order_relaxed);
+}
+
+void dsv2i_context_release(dsv2_context *ctx)
+{
+    struct dsv2i_hooks mem;
+
+    if (!ctx || atomic_fetch_sub_explicit(&ctx->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    /* In a forked child the worker threads do not exist and cannot be joined: the backend's memory is left to the child's end. */
+    if (ctx->pid == getpid()) {
+        ctx->backend->op->close(ctx->backend);
+        pthread_mutex_destroy(&ctx->step);
+    }
+    mem = ctx->mem;
+    dsv2i_free(&mem, ctx);
+}
+
+dsv2_status dsv2i_context_check(const dsv2_context *ctx)
+{
+    if (ctx->pid != getpid())
+        return dsv2i_fail(DSV2_ERR_FORKED, "context: made by process %ld, used in its child %ld", (long)ctx->pid, (long)getpid());
+    return DSV2_OK;
+}
+
+void dsv2i_log(const dsv2_context *ctx, int32_t level, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    if (!ctx->log)
+        return;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    ctx->log(ctx->log_user, level, text);
+}

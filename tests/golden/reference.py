@@ -180,6 +180,7 @@ class Trace:
     after_attention: list[Array] = field(default_factory=list)  # residual stream             [tokens, hidden]
     after_layer: list[Array] = field(default_factory=list)      # residual stream             [tokens, hidden]
     routes: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    router: dict[int, Array] = field(default_factory=dict)      # probabilities of experts    [tokens, experts]
     margin: dict[int, Array] = field(default_factory=dict)      # routing_margin              [tokens]
 
 
@@ -268,7 +269,7 @@ class Model:
             w = w / (w.sum(1, keepdims=True) + 1e-20)
         if rules.normalize or not cfg.get("norm_topk_prob"):
             w = w * cfg["routed_scaling_factor"] ** rules.factor_power
-        trace.routes[layer] = ids, w
+        trace.routes[layer], trace.router[layer] = (ids, w), p
         trace.margin[layer] = np.array([routing_margin(row, cfg) for row in p])
 
         y = self.mlp(stem + "shared_experts.", x) if cfg.get("n_shared_experts") else np.zeros_like(x)

@@ -333,7 +333,7 @@ typedef struct dsv2_token_score {
 } dsv2_token_score;
 
 /* Prefill that also scores every one of its tokens: scores[i] (score_size = sizeof(dsv2_token_score) apart) is for tokens[i].
- * Takes memory for a few rows of logits at most, whatever n is.  Errors as prefill. */
+ * Takes memory for a few rows of logits at most, whatever n is.  Errors as prefill; scores is then unspecified. */
 DSV2_API dsv2_status dsv2_session_score(dsv2_session *s, const int32_t *tokens, size_t n, dsv2_token_score *scores,
                                         size_t score_size);
 

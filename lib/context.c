@@ -72,6 +72,8 @@ void dsv2i_context_release(dsv2_context *ctx)
         return;
     /* In a forked child the worker threads do not exist and cannot be joined: the backend's memory is left to the child's end. */
     if (ctx->pid == getpid()) {
+        if (ctx->activations)
+            ctx->backend->op->mem_free(ctx->backend, ctx->activations, ctx->activations_bytes);
         ctx->backend->op->close(ctx->backend);
         pthread_mutex_destroy(&ctx->step);
     }

@@ -18,8 +18,9 @@ struct dsv2_context {
     void *log_user;
     uint64_t memory_bytes;
     struct dsv2i_backend *backend;
-    pthread_mutex_t step;           /* held from begin to finish: one step at a time uses backend and scratch */
-    int32_t reserved_rows;          /* rows that activations below are for; guarded by step */
+    pthread_mutex_t step;           /* held from begin to finish: one step at a time uses backend and activations */
+    void *activations;              /* shared by all models and sessions: see forward.h; guarded by step */
+    size_t activations_bytes;
 };
 
 dsv2_status dsv2i_context_create(const dsv2_context_params *params, dsv2_context **out);

@@ -28,8 +28,6 @@ dsv2_status dsv2i_session_advance(dsv2_session *s, const int32_t *tokens, size_t
                                   size_t score_size);
 dsv2_status dsv2i_session_truncate(dsv2_session *s, size_t n);
 dsv2_status dsv2i_session_fork(const dsv2_session *s, dsv2_session **out);
-dsv2_status dsv2i_session_logprobs(const dsv2_session *s, int32_t n_top, int32_t also, dsv2_logprob *out, size_t out_size,
-                                   size_t capacity, size_t *n);
 
 /* Fill memory for a model of this config with a session of these (validated) parameters; weights and other are the caller's.
  * Also chooses n_ctx when params->n_ctx is 0. */

@@ -1,0 +1,158 @@
+/* The model as calls on the op table; it reads like section 2 of the paper (arXiv 2405.04434).
+ * SPDX-License-Identifier: MIT */
+#include "forward.h"
+
+#include <string.h>
+
+/* One step's activations, all in one block. */
+struct activations {
+    float *x;       /* (n, hidden) residual stream */
+    float *xn;      /* (n, hidden) its norm */
+    float *qa;      /* (n, q_lora_rank) */
+    float *q;       /* (n, heads, nope + rope) */
+    float *kva;     /* (n, kv_lora_rank + rope) */
+    float *o;       /* (n, heads, v) */
+    int32_t *idx;   /* (n, top_k) */
+    float *weight;  /* (n, top_k) */
+    float *logits;  /* (vocab) */
+    struct dsv2i_score *scores; /* (n) */
+};
+
+/* Lay out activations for n rows in block (NULL: measure only); returns the bytes. */
+static size_t lay_out(struct activations *a, char *block, const struct dsv2i_shape *s, size_t n)
+{
+    size_t used = 0, heads = (size_t)s->num_attention_heads, hidden = (size_t)s->hidden_size;
+
+#define PLACE(field, count) \
+    do { \
+        if (block) \
+            a->field = (void *)(block + used); \
+        used += ((size_t)(count) * sizeof *a->field + 63) & ~(size_t)63; \
+    } while (0)
+    PLACE(x, n * hidden);
+    PLACE(xn, n * hidden);
+    PLACE(qa, n * (size_t)s->q_lora_rank);
+    PLACE(q, n * heads * (size_t)(s->qk_nope_head_dim + s->qk_rope_head_dim));
+    PLACE(kva, n * (size_t)(s->kv_lora_rank + s->qk_rope_head_dim));
+    PLACE(o, n * heads * (size_t)s->v_head_dim);
+    PLACE(idx, n * (size_t)s->num_experts_per_tok);
+    PLACE(weight, n * (size_t)s->num_experts_per_tok);
+    PLACE(logits, s->vocab_size);
+    PLACE(scores, n);
+#undef PLACE
+    return used;
+}
+
+size_t dsv2i_forward_bytes(const struct dsv2i_shape *shape, int32_t n_rows)
+{
+    struct activations a;
+
+    return lay_out(&a, NULL, shape, (size_t)n_rows);
+}
+
+dsv2_status dsv2i_forward_reserve(dsv2_context *ctx, const struct dsv2i_config *config, int32_t n_rows)
+{
+    struct dsv2i_backend *be = ctx->backend;
+    size_t bytes = dsv2i_forward_bytes(&config->shape, n_rows);
+    int failed;
+
+    pthread_mutex_lock(&ctx->step);
+    failed = be->op->reserve(be, &config->shape, n_rows);
+    if (!failed && bytes > ctx->activations_bytes) {
+        void *block = be->op->mem_alloc(be, bytes);
+
+        if (block) {
+            if (ctx->activations)
+                be->op->mem_free(be, ctx->activations, ctx->activations_bytes);
+            ctx->activations = block;
+            ctx->activations_bytes = bytes;
+        }
+        failed = !block;
+    }
+    pthread_mutex_unlock(&ctx->step);
+    return failed ? dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %zu bytes of activations (n_batch %d)", bytes, n_rows)
+                  : DSV2_OK;
+}
+
+/* x += Attn(RMSNorm(x)), paper 2.1 */
+static void attention(const dsv2_model *m, int32_t l, struct activations *a, int32_t n)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    const struct dsv2i_ops *op = be->op;
+    const struct dsv2i_layer *L = &m->layers[l];
+    const struct dsv2i_shape *s = &m->config.shape;
+    int32_t hidden = s->hidden_size, q_rank = s->q_lora_rank;
+    float eps = (float)m->config.rms_norm_eps;
+
+    op->rms_norm(be, a->xn, hidden, a->x, hidden, L->input_layernorm, n, hidden, eps);
+    if (q_rank) {
+        op->linear(be, a->qa, a->xn, &L->q_a_proj, n, 0);
+        /* 1e-6 whatever rms_norm_eps says: the remote code builds this norm with its default (spec 3.2) */
+        op->rms_norm(be, a->qa, q_rank, a->qa, q_rank, L->q_a_layernorm, n, q_rank, 1e-6f);
+        op->linear(be, a->q, a->qa, &L->q_b_proj, n, 0);
+    } else {
+        op->linear(be, a->q, a->xn, &L->q_proj, n, 0);
+    }
+    op->linear(be, a->kva, a->xn, &L->kv_a_proj_with_mqa, n, 0);
+    op->mla_prepare(be, a->q, a->kva, &L->mla, l);
+    op->mla_attend(be, a->o, a->q, &L->mla, l);
+    op->linear(be, a->x, a->o, &L->o_proj, n, 1);
+}
+
+/* x += FFN(RMSNorm(x)), paper 2.2 */
+static void feed_forward(const dsv2_model *m, int32_t l, struct activations *a, int32_t n)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    const struct dsv2i_ops *op = be->op;
+    const struct dsv2i_layer *L = &m->layers[l];
+    int32_t hidden = m->config.shape.hidden_size, top_k = m->config.route.top_k;
+
+    op->rms_norm(be, a->xn, hidden, a->x, hidden, L->post_attention_layernorm, n, hidden, (float)m->config.rms_norm_eps);
+    if (L->mlp.gate.rows)
+        op->ffn(be, a->x, a->xn, &L->mlp, n);
+    if (L->router.rows) {
+        op->moe_route(be, a->idx, a->weight, a->xn, &L->router, &m->config.route, n);
+        op->moe_experts(be, a->x, a->xn, L->experts, a->idx, a->weight, n, top_k);
+    }
+}
+
+dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, const struct dsv2i_outputs *out,
+                          atomic_int *cancel)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    const struct dsv2i_ops *op = be->op;
+    const struct dsv2i_shape *s = &m->config.shape;
+    int32_t n = batch->n_rows, hidden = s->hidden_size, cancelled = 0, failed;
+    struct activations a;
+
+    pthread_mutex_lock(&m->ctx->step);
+    lay_out(&a, m->ctx->activations, s, (size_t)n);
+    op->begin(be, s, batch);
+    op->embed(be, a.x, &m->embed_tokens);
+    for (int32_t l = 0; l < s->num_hidden_layers && !cancelled; l++) {
+        attention(m, l, &a, n);
+        feed_forward(m, l, &a, n);
+        cancelled = atomic_exchange_explicit(cancel, 0, memory_order_relaxed);
+    }
+    if (!cancelled && (out->logits || out->n_scores)) {
+        op->rms_norm(be, a.xn, hidden, a.x, hidden, m->norm, n, hidden, (float)m->config.rms_norm_eps);
+        if (out->n_scores)
+            op->score(be, a.scores, a.xn, &m->lm_head, out->target, out->n_scores);
+        if (out->logits)
+            op->linear(be, a.logits, a.xn + (size_t)(n - 1) * (size_t)hidden, &m->lm_head, 1, 0);
+    }
+    failed = op->finish(be);
+    if (!cancelled && !failed) {
+        if (out->n_scores)
+            memcpy(out->scores, a.scores, (size_t)out->n_scores * sizeof *out->scores);
+        if (out->logits)
+            memcpy(out->logits, a.logits, (size_t)s->vocab_size * sizeof *out->logits);
+    }
+    pthread_mutex_unlock(&m->ctx->step);
+
+    if (cancelled)
+        return dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");
+    if (failed)
+        return dsv2i_fail(DSV2_ERR_INTERNAL, "session: the backend failed");
+    return DSV2_OK;
+}

@@ -222,19 +222,25 @@ static uint32_t next_code(struct scan *s)
     return scan_char(s, &code) == DSV2_OK ? code : 0;
 }
 
-static int compare_keys(const void *pa, const void *pb)
+static int compare_text(const char *a, const char *b)
 {
-    const struct key *a = pa, *b = pb;
-    struct scan sa = {.text = a->text, .n = SIZE_MAX / 2}, sb = {.text = b->text, .n = SIZE_MAX / 2};
+    struct scan sa = {.text = a, .n = SIZE_MAX / 2}, sb = {.text = b, .n = SIZE_MAX / 2};
     uint32_t ca, cb;
 
-    if (a->hash != b->hash)
-        return a->hash < b->hash ? -1 : 1;
     do {
         ca = next_code(&sa);
         cb = next_code(&sb);
     } while (ca && ca == cb);
     return ca < cb ? -1 : ca > cb;
+}
+
+static int compare_keys(const void *pa, const void *pb)
+{
+    const struct key *a = pa, *b = pb;
+
+    if (a->hash != b->hash)
+        return a->hash < b->hash ? -1 : 1;
+    return compare_text(a->text, b->text);
 }
 
 static dsv2_status push(struct scan *s)

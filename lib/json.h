@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: MIT
  *
  * Refused, with file and byte offset: invalid UTF-8, NUL, text after the value, duplicate keys, numbers that JSON does not allow (01, +1, .5, NaN) or that
- * a double cannot hold (1e400), integers beyond 2^53, nesting over 64, control characters in strings, lone surrogates.
+ * a double cannot hold (1e400), integers that a double would round (beyond 2^53), nesting over 64, control characters in strings, lone
+ * surrogates; more than 4 million values (DSV2_ERR_LIMIT).
  * cJSON's process-wide hooks are never touched, so its nodes come from malloc. */
 #ifndef DSV2I_JSON_H
 #define DSV2I_JSON_H

@@ -1,0 +1,195 @@
+/* Inside the CPU backend: its state, the worker pool, and the table of inner loops that each instruction set fills.
+ *
+ * Every operation is written once, in plain C, over that table; only the table has versions.  An inner loop computes each of
+ * its results in an order that depends on nothing but the lengths, so cutting the work anyhow (threads, tiles of rows, tiles of
+ * weight rows, calls) leaves the same bits.
+ *
+ * SPDX-License-Identifier: MIT */
+#ifndef DSV2I_CPU_H
+#define DSV2I_CPU_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/types.h>
+
+#include "ops.h"
+
+enum {
+    TILE_ROWS = 4,     /* rows, and weight rows, that an inner loop holds in registers */
+    PANEL_ROWS = 16,   /* weight rows converted to fp32 together */
+    PANEL_COLS = 512,  /* and how many of their columns: 32 KiB */
+    BLOCK_ROWS = 64,   /* rows that use such a panel before the next */
+    MAX_LANES = 16,
+    ATTEND_TILE = 64,  /* rows x heads that share a pass over the keys */
+    SCORE_COLUMNS = 4096, SCORE_ROWS = 256,
+    MOE_SLOTS = 8192   /* rows x top_k taken through the experts together */
+};
+
+/* Inner loops.  Sums over k of x w run as `lanes` partial sums, lane l taking k = l, l + lanes, ... in ascending order, joined by
+ * one fixed tree: in dot, and in tile + reduce, which therefore agree bit for bit. */
+struct dsv2i_inner {
+    int32_t lanes;
+    /* dst = src as fp32, n elements */
+    void (*widen)(float *dst, const void *src, int32_t dtype, size_t n);
+    /* y[i * ldy + j] = x[i] . w row j; m <= TILE_ROWS, any n */
+    void (*dot)(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
+                int32_t k);
+    /* acc (m, PANEL_ROWS, lanes) += products of x[i] and panel (n, PANEL_COLS) over k; it starts from 0 if first.
+     * m <= TILE_ROWS, n a multiple of TILE_ROWS, k a multiple of lanes unless it is the last piece */
+    void (*tile)(float *acc, const float *const *x, int32_t m, const float *panel, int32_t n, int32_t k, int first);
+    /* out[j] = sum of acc's j-th group of lanes; n a multiple of TILE_ROWS */
+    void (*reduce)(float *out, const float *acc, int32_t n);
+    /* y[i] = scale[i] y[i] + sum over s, ascending, of p[i * ldp + s] c[s]; rows of cols elements.  scale NULL: y starts from 0 */
+    void (*axpy)(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
+                 size_t ldc, int32_t m, int32_t n, int32_t cols);
+    /* One block of an online softmax: v = scale s; s = exp(v - new max); sum = old sum * corr + sum of s */
+    void (*softmax)(float *s, int32_t n, float scale, float *max, float *sum, float *corr);
+    /* h = g / (1 + exp(-g)) * u */
+    void (*silu_mul)(float *h, const float *g, const float *u, int32_t n);
+    void (*rms_norm)(float *y, const float *x, const float *w, int32_t n, float eps);
+};
+
+extern const struct dsv2i_inner dsv2i_inner_ref;
+#ifdef DSV2I_X86
+extern const struct dsv2i_inner dsv2i_inner_avx2, dsv2i_inner_avx512;
+#endif
+
+struct dsv2i_cpu;
+typedef void (*dsv2i_task)(struct dsv2i_cpu *be, const void *arg, int32_t task, int32_t thread);
+
+/* n_threads - 1 workers; the caller of run is thread 0. */
+struct dsv2i_pool {
+    int32_t n_threads, n_started;
+    pthread_t *threads;             /* (n_threads - 1) */
+    struct dsv2i_worker *workers;   /* (n_threads - 1) */
+    pid_t pid;                      /* threads do not follow a fork */
+    pthread_mutex_t lock;
+    pthread_cond_t wake, done;
+    atomic_int left;                /* tasks not yet taken; taken from the end */
+    atomic_int unfinished, sleeping, waiting, stop;
+    dsv2i_task fn;
+    const void *arg;
+};
+
+struct dsv2i_worker {
+    struct dsv2i_cpu *be;
+    int32_t thread;
+};
+
+/* Where things lie in the scratch block, in bytes from its beginning. */
+struct dsv2i_plan {
+    size_t rope, seqs, shared, threads, thread_bytes, total;
+};
+
+struct dsv2i_cpu {
+    struct dsv2i_backend base;
+    struct dsv2i_hooks hooks;
+    struct dsv2i_inner inner;
+    int32_t level;
+    struct dsv2i_pool pool;
+    char *scratch;
+    size_t scratch_bytes;
+    /* the step */
+    const struct dsv2i_shape *shape;
+    const struct dsv2i_batch *batch;
+    struct dsv2i_plan plan;
+    uint32_t saved_mxcsr;
+};
+
+/* x rows of a product: row i is x + index[i] * ld, or x + i * ld when index is NULL. */
+struct dsv2i_rows {
+    const float *x;
+    size_t ld;
+    const int32_t *index;
+};
+
+static inline struct dsv2i_cpu *dsv2i_cpu_of(struct dsv2i_backend *be)
+{
+    return (struct dsv2i_cpu *)be;
+}
+
+static inline float dsv2i_bits_f32(uint32_t u)
+{
+    float f;
+
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static inline uint32_t dsv2i_f32_bits(float f)
+{
+    uint32_t u;
+
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+static inline int32_t dsv2i_min(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int32_t dsv2i_max(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
+}
+
+static inline int32_t dsv2i_ceil_div(int32_t a, int32_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+/* What row `row` (and further) of a weight looks like to an inner loop. */
+static inline const void *dsv2i_weight_row(const struct dsv2i_weight *w, int32_t row)
+{
+    return (const char *)w->data + (size_t)row * (size_t)w->cols * dsv2i_dtype_size(w->dtype);
+}
+
+int dsv2i_pool_open(struct dsv2i_cpu *be, int32_t n_threads);
+void dsv2i_pool_close(struct dsv2i_cpu *be);
+/* fn for tasks 0..n_tasks-1, on all threads unless the work (multiply-adds in all) is too little to share. */
+void dsv2i_pool_run(struct dsv2i_cpu *be, dsv2i_task fn, const void *arg, int32_t n_tasks, double work);
+
+/* Scratch of a thread: first what block below uses, then free for the operation from dsv2i_thread_free on. */
+float *dsv2i_thread_scratch(const struct dsv2i_cpu *be, int32_t thread);
+float *dsv2i_thread_free(const struct dsv2i_cpu *be, int32_t thread);
+size_t dsv2i_block_floats(void);
+
+/* What each operation needs, in floats: of its own for one thread, and shared.  Sums saturate at SIZE_MAX. */
+size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *shape, int32_t n_rows);
+size_t dsv2i_ffn_floats(const struct dsv2i_shape *shape, int32_t n_rows);
+size_t dsv2i_moe_route_floats(const struct dsv2i_shape *shape, int32_t n_rows);
+size_t dsv2i_moe_experts_floats(const struct dsv2i_shape *shape, int32_t n_rows);
+size_t dsv2i_score_floats(const struct dsv2i_shape *shape, int32_t n_rows);
+size_t dsv2i_size_mul(size_t a, size_t b);
+size_t dsv2i_size_add(size_t a, size_t b);
+
+/* out (m, PANEL_ROWS) = rows i0 .. i0+m-1 times weight rows j0 .. j0+n-1; m <= BLOCK_ROWS, n <= PANEL_ROWS. */
+void dsv2i_block(const struct dsv2i_cpu *be, int32_t thread, float *out, const struct dsv2i_rows *rows, int32_t i0, int32_t m,
+                 const struct dsv2i_weight *w, int32_t j0, int32_t n);
+/* The two output blocks that a thread may use for it. */
+float *dsv2i_thread_out(const struct dsv2i_cpu *be, int32_t thread, int32_t which);
+/* Weight rows per task, a multiple of PANEL_ROWS: a few tasks for each thread when `copies` such matrices are run at once. */
+int32_t dsv2i_task_columns(const struct dsv2i_cpu *be, int32_t columns, int32_t copies);
+
+/* h (n, ld = columns of w->gate) for weight rows j0..j1-1 of gate and up. */
+void dsv2i_gate_up(const struct dsv2i_cpu *be, int32_t thread, float *h, const struct dsv2i_rows *rows, int32_t n,
+                   const struct dsv2i_ffn *w, int32_t j0, int32_t j1);
+
+void dsv2i_op_embed(struct dsv2i_backend *be, float *x, const struct dsv2i_weight *table);
+void dsv2i_op_rms_norm(struct dsv2i_backend *be, float *y, int32_t ldy, const float *x, int32_t ldx, const float *w,
+                       int32_t n, int32_t dim, float eps);
+void dsv2i_op_linear(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_weight *w, int32_t n,
+                     int accumulate);
+void dsv2i_op_mla_prepare(struct dsv2i_backend *be, float *q, const float *kva, const struct dsv2i_mla *mla, int32_t layer);
+void dsv2i_op_mla_attend(struct dsv2i_backend *be, float *o, const float *q, const struct dsv2i_mla *mla, int32_t layer);
+void dsv2i_op_ffn(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *w, int32_t n);
+void dsv2i_op_moe_route(struct dsv2i_backend *be, int32_t *idx, float *weight, const float *x,
+                        const struct dsv2i_weight *gate, const struct dsv2i_route *route, int32_t n);
+void dsv2i_op_moe_experts(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *experts,
+                          const int32_t *idx, const float *weight, int32_t n, int32_t top_k);
+void dsv2i_op_score(struct dsv2i_backend *be, struct dsv2i_score *out, const float *x, const struct dsv2i_weight *head,
+                    const int32_t *target, int32_t n);
+
+#endif

@@ -1,0 +1,163 @@
+/* Inner loops in plain C: the reference, and the version for machines without AVX2.
+ * SPDX-License-Identifier: MIT */
+#include <math.h>
+
+#include "cpu.h"
+
+#define LANES 8
+#define CHUNK 512 /* elements of a weight row converted at a time */
+
+static float f16_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 0x1F, m = h & 0x3FF;
+
+    if (e == 0x1F)
+        return dsv2i_bits_f32(sign | 0x7F800000 | m << 13 | (m ? 0x400000 : 0)); /* a NaN becomes quiet, as in hardware */
+    if (e == 0) {
+        float f = (float)m * 0x1p-24f; /* subnormal, exact */
+
+        return sign ? -f : f;
+    }
+    return dsv2i_bits_f32(sign | (e + 112) << 23 | m << 13);
+}
+
+static void widen(float *dst, const void *src, int32_t dtype, size_t n)
+{
+    const uint16_t *h = src;
+
+    switch (dtype) {
+    case DSV2I_F32:
+        memcpy(dst, src, n * sizeof *dst);
+        break;
+    case DSV2I_BF16:
+        for (size_t i = 0; i < n; i++)
+            dst[i] = dsv2i_bits_f32((uint32_t)h[i] << 16);
+        break;
+    default:
+        for (size_t i = 0; i < n; i++)
+            dst[i] = f16_f32(h[i]);
+    }
+}
+
+static void add_products(float *acc, const float *x, const float *w, int32_t k)
+{
+    float lane[LANES];
+    int32_t i = 0;
+
+    memcpy(lane, acc, sizeof lane);
+    for (; i + LANES <= k; i += LANES)
+        for (int32_t l = 0; l < LANES; l++)
+            lane[l] += x[i + l] * w[i + l];
+    for (int32_t l = 0; i + l < k; l++)
+        lane[l] += x[i + l] * w[i + l];
+    memcpy(acc, lane, sizeof lane);
+}
+
+static void reduce(float *out, const float *acc, int32_t n)
+{
+    for (int32_t j = 0; j < n; j++, acc += LANES)
+        out[j] = ((acc[0] + acc[4]) + (acc[2] + acc[6])) + ((acc[1] + acc[5]) + (acc[3] + acc[7]));
+}
+
+static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
+                int32_t k)
+{
+    const char *row = w;
+
+    for (int32_t j = 0; j < n; j++, row += ldw * dsv2i_dtype_size(dtype)) {
+        float acc[TILE_ROWS][LANES] = { { 0 } }, buf[CHUNK];
+
+        for (int32_t k0 = 0; k0 < k; k0 += CHUNK) {
+            int32_t nk = dsv2i_min(CHUNK, k - k0);
+
+            widen(buf, row + (size_t)k0 * dsv2i_dtype_size(dtype), dtype, (size_t)nk);
+            for (int32_t i = 0; i < m; i++)
+                add_products(acc[i], x[i] + k0, buf, nk);
+        }
+        for (int32_t i = 0; i < m; i++)
+            reduce(y + (size_t)i * ldy + j, acc[i], 1);
+    }
+}
+
+static void tile(float *acc, const float *const *x, int32_t m, const float *panel, int32_t n, int32_t k, int first)
+{
+    for (int32_t i = 0; i < m; i++, acc += PANEL_ROWS * LANES) {
+        if (first)
+            memset(acc, 0, (size_t)n * LANES * sizeof *acc);
+        for (int32_t j = 0; j < n; j++)
+            add_products(acc + j * LANES, x[i], panel + j * PANEL_COLS, k);
+    }
+}
+
+static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype, size_t ldc,
+                 int32_t m, int32_t n, int32_t cols)
+{
+    size_t size = dsv2i_dtype_size(dtype);
+
+    for (int32_t c0 = 0; c0 < cols; c0 += CHUNK) {
+        int32_t nc = dsv2i_min(CHUNK, cols - c0);
+        float buf[CHUNK];
+
+        for (int32_t i = 0; i < m; i++)
+            for (int32_t k = 0; k < nc; k++)
+                y[(size_t)i * ldy + (size_t)(c0 + k)] = scale ? scale[i] * y[(size_t)i * ldy + (size_t)(c0 + k)] : 0.0f;
+        for (int32_t s = 0; s < n; s++) {
+            widen(buf, (const char *)c + ((size_t)s * ldc + (size_t)c0) * size, dtype, (size_t)nc);
+            for (int32_t i = 0; i < m; i++) {
+                float *to = y + (size_t)i * ldy + c0, by = p[(size_t)i * ldp + (size_t)s];
+
+                for (int32_t k = 0; k < nc; k++)
+                    to[k] += by * buf[k];
+            }
+        }
+    }
+}
+
+static void softmax(float *s, int32_t n, float scale, float *max, float *sum, float *corr)
+{
+    float top = *max;
+    double total = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        s[i] *= scale;
+        if (s[i] > top)
+            top = s[i];
+    }
+    for (int32_t i = 0; i < n; i++) {
+        s[i] = expf(s[i] - top);
+        total += (double)s[i];
+    }
+    *corr = expf(*max - top);
+    *sum = *sum * *corr + (float)total;
+    *max = top;
+}
+
+static void silu_mul(float *h, const float *g, const float *u, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        h[i] = g[i] / (1.0f + expf(-g[i])) * u[i];
+}
+
+static void rms_norm(float *y, const float *x, const float *w, int32_t n, float eps)
+{
+    double sum = 0;
+    float r;
+
+    for (int32_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    r = (float)(1.0 / sqrt(sum / n + (double)eps));
+    for (int32_t i = 0; i < n; i++)
+        y[i] = x[i] * r * w[i];
+}
+
+const struct dsv2i_inner dsv2i_inner_ref = {
+    .lanes = LANES,
+    .widen = widen,
+    .dot = dot,
+    .tile = tile,
+    .reduce = reduce,
+    .axpy = axpy,
+    .softmax = softmax,
+    .silu_mul = silu_mul,
+    .rms_norm = rms_norm,
+};

@@ -1,0 +1,93 @@
+/* Inner loops for AVX2 with FMA and F16C.  SPDX-License-Identifier: MIT */
+#include <immintrin.h>
+#include <math.h>
+
+#include "cpu.h"
+
+#define LANES 8
+#define TILE_COLS(m) ((m) <= 2 ? 4 : 2) /* at most 8 sums: there are 16 registers */
+#define AXPY_VECS(m) ((m) <= 2 ? 4 : 2)
+
+typedef __m256 vec;
+
+#define v_zero() _mm256_setzero_ps()
+#define v_set1(f) _mm256_set1_ps(f)
+#define v_load(p) _mm256_loadu_ps(p)
+#define v_store(p, v) _mm256_storeu_ps(p, v)
+#define v_add(a, b) _mm256_add_ps(a, b)
+#define v_sub(a, b) _mm256_sub_ps(a, b)
+#define v_mul(a, b) _mm256_mul_ps(a, b)
+#define v_div(a, b) _mm256_div_ps(a, b)
+#define v_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define v_min(a, b) _mm256_min_ps(a, b)
+#define v_max(a, b) _mm256_max_ps(a, b)
+#define v_round(a) _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+
+/* a 2^n in two steps, so that results may be denormal or infinite */
+static inline vec v_times_2n(vec a, vec n)
+{
+    __m256i all = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(all, 1), bias = _mm256_set1_epi32(127);
+    __m256i rest = _mm256_sub_epi32(all, half);
+
+    a = v_mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return v_mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+
+static inline __m256i first(int32_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+static inline vec v_load_n(const float *p, int32_t n)
+{
+    return n >= LANES ? v_load(p) : _mm256_maskload_ps(p, first(n));
+}
+
+static inline void v_store_n(float *p, vec v, int32_t n)
+{
+    if (n >= LANES)
+        v_store(p, v);
+    else
+        _mm256_maskstore_ps(p, first(n), v);
+}
+
+static inline vec v_first_n(vec v, int32_t n, vec rest)
+{
+    return _mm256_blendv_ps(rest, v, _mm256_castsi256_ps(first(n)));
+}
+
+static inline vec widen_half(__m128i h, int32_t dtype)
+{
+    if (dtype == DSV2I_BF16)
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    return _mm256_cvtph_ps(h);
+}
+
+static inline vec v_widen(const void *p, int32_t dtype)
+{
+    return dtype == DSV2I_F32 ? v_load(p) : widen_half(_mm_loadu_si128(p), dtype);
+}
+
+static inline vec v_widen_n(const void *p, int32_t dtype, int32_t n)
+{
+    uint16_t half[LANES] = { 0 };
+
+    if (n >= LANES)
+        return v_widen(p, dtype);
+    if (dtype == DSV2I_F32)
+        return v_load_n(p, n);
+    memcpy(half, p, (size_t)n * sizeof *half);
+    return widen_half(_mm_loadu_si128((const void *)half), dtype);
+}
+
+/* Sums of the lanes of four vectors. */
+static inline __m128 v_sum4(vec a, vec b, vec c, vec d)
+{
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+#include "inner_vector.h"
+
+const struct dsv2i_inner dsv2i_inner_avx2 = INNER_TABLE;

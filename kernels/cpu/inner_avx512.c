@@ -1,0 +1,84 @@
+/* Inner loops for AVX-512 (F, BW, VL, DQ).  SPDX-License-Identifier: MIT */
+#include <immintrin.h>
+#include <math.h>
+
+#include "cpu.h"
+
+#define LANES 16
+#define TILE_COLS(m) 4
+#define AXPY_VECS(m) 4
+
+typedef __m512 vec;
+
+#define v_zero() _mm512_setzero_ps()
+#define v_set1(f) _mm512_set1_ps(f)
+#define v_load(p) _mm512_loadu_ps(p)
+#define v_store(p, v) _mm512_storeu_ps(p, v)
+#define v_add(a, b) _mm512_add_ps(a, b)
+#define v_sub(a, b) _mm512_sub_ps(a, b)
+#define v_mul(a, b) _mm512_mul_ps(a, b)
+#define v_div(a, b) _mm512_div_ps(a, b)
+#define v_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define v_min(a, b) _mm512_min_ps(a, b)
+#define v_max(a, b) _mm512_max_ps(a, b)
+#define v_round(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define v_times_2n(a, n) _mm512_scalef_ps(a, n)
+
+/* The first n lanes; n may be greater than there are. */
+static inline __mmask16 first(int32_t n)
+{
+    return n >= LANES ? 0xFFFF : (__mmask16)((1u << n) - 1);
+}
+
+static inline vec v_load_n(const float *p, int32_t n)
+{
+    return n >= LANES ? v_load(p) : _mm512_maskz_loadu_ps(first(n), p);
+}
+
+static inline void v_store_n(float *p, vec v, int32_t n)
+{
+    if (n >= LANES)
+        v_store(p, v);
+    else
+        _mm512_mask_storeu_ps(p, first(n), v);
+}
+
+static inline vec v_first_n(vec v, int32_t n, vec rest)
+{
+    return _mm512_mask_mov_ps(rest, first(n), v);
+}
+
+static inline vec widen_half(__m256i h, int32_t dtype)
+{
+    if (dtype == DSV2I_BF16)
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return _mm512_cvtph_ps(h);
+}
+
+static inline vec v_widen(const void *p, int32_t dtype)
+{
+    return dtype == DSV2I_F32 ? v_load(p) : widen_half(_mm256_loadu_si256(p), dtype);
+}
+
+static inline vec v_widen_n(const void *p, int32_t dtype, int32_t n)
+{
+    if (n >= LANES)
+        return v_widen(p, dtype);
+    return dtype == DSV2I_F32 ? v_load_n(p, n) : widen_half(_mm256_maskz_loadu_epi16(first(n), p), dtype);
+}
+
+/* Sums of the lanes of four vectors. */
+static inline __m128 v_sum4(vec a, vec b, vec c, vec d)
+{
+    __m256 a8 = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m256 b8 = _mm256_add_ps(_mm512_castps512_ps256(b), _mm512_extractf32x8_ps(b, 1));
+    __m256 c8 = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+    __m256 d8 = _mm256_add_ps(_mm512_castps512_ps256(d), _mm512_extractf32x8_ps(d, 1));
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a8, b8), _mm256_hadd_ps(c8, d8));
+
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+#include "inner_vector.h"
+
+const struct dsv2i_inner dsv2i_inner_avx512 = INNER_TABLE;

@@ -1,0 +1,260 @@
+/* Multi-head latent attention over the pages of each sequence, in blocks of 64 keys from position 0 with an online softmax.
+ *
+ * Absorbed (paper 2.1.2): a query of head i is taken to the latent space, qa = UK_i^T qn, and meets the cached rows as they are: all
+ * heads share one 576-wide key whose first 512 elements are also the value.  A task is a few rows of one sequence x a few
+ * heads: each block of keys is converted once for all of them.
+ *
+ * Expanded: per head, keys and values of a block are made from the latents, once for all rows of the sequence.  Cheaper per row and
+ * key (320 multiply-adds for 1,088), dearer per key (131,072): for long prompts.  A task is a head of a sequence.
+ *
+ * SPDX-License-Identifier: MIT */
+#include <math.h>
+
+#include "cpu.h"
+
+#define BLOCK DSV2I_PAGE_TOKENS
+#define MAX_HEADS 8 /* per absorbed task */
+
+struct attend {
+    float *o;
+    const float *q;
+    const struct dsv2i_mla *mla;
+    int32_t layer;
+    int32_t heads, rows;       /* of an absorbed task, at most */
+    const int32_t *first_task; /* (n_seqs + 1) */
+};
+
+/* A sequence's rows in this step. */
+struct span {
+    const struct dsv2i_seq *seq;
+    int32_t row, n, pos; /* first row, rows, position of the first */
+};
+
+static size_t width_of(const struct dsv2i_shape *s)
+{
+    return (size_t)s->kv_lora_rank + (size_t)s->qk_rope_head_dim;
+}
+
+/* Thread scratch, in floats.  Absorbed: queries, sums and scores of the tile, a block of keys.  Expanded: scores, a block of latents, keys
+ * and values, and the softmax state of all rows. */
+size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *s, int32_t n_rows)
+{
+    size_t width = width_of(s), key = (size_t)s->qk_nope_head_dim + (size_t)s->qk_rope_head_dim;
+    size_t absorbed = dsv2i_size_mul(ATTEND_TILE, width + (size_t)s->kv_lora_rank + 3 + BLOCK);
+    size_t expanded = dsv2i_size_add(dsv2i_size_mul(BLOCK, key + (size_t)s->v_head_dim + TILE_ROWS),
+                                     dsv2i_size_mul(2, (size_t)n_rows));
+
+    return dsv2i_size_add(absorbed > expanded ? absorbed : expanded, dsv2i_size_mul(BLOCK, width));
+}
+
+/* n keys of a block as fp32: the page itself, or a copy in buf; one key every width floats. */
+static const float *load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block, int32_t n,
+                              float *buf)
+{
+    size_t width = width_of(be->shape), at = (size_t)layer * BLOCK * width;
+
+    if (be->batch->kv_dtype == DSV2I_F32)
+        return (const float *)span->seq->page[block] + at;
+    be->inner.widen(buf, (const uint16_t *)span->seq->page[block] + at, DSV2I_BF16, (size_t)n * width);
+    return buf;
+}
+
+/* Softmax state of a row and head. */
+static void start_state(float *max, float *sum, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        max[i] = -INFINITY;
+        sum[i] = 0;
+    }
+}
+
+static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span, int32_t r0,
+                          int32_t h0)
+{
+    const struct dsv2i_inner *in = &be->inner;
+    const struct dsv2i_shape *s = be->shape;
+    const struct dsv2i_weight *kv_b = &a->mla->kv_b;
+    int32_t n_rows = dsv2i_min(a->rows, span->n - r0), n_heads = dsv2i_min(a->heads, s->num_attention_heads - h0);
+    int32_t nope = s->qk_nope_head_dim, rope = s->qk_rope_head_dim, v = s->v_head_dim, rank = s->kv_lora_rank;
+    int32_t width = rank + rope, last = span->pos + r0 + n_rows - 1;
+    size_t w = (size_t)width, ldq = (size_t)s->num_attention_heads * (size_t)(nope + rope);
+    size_t ldo = (size_t)s->num_attention_heads * (size_t)v, tile = (size_t)n_heads;
+    float *qa = dsv2i_thread_free(be, thread);     /* (rows, heads, width) */
+    float *sum_c = qa + ATTEND_TILE * w;           /* (rows, heads, rank): sum of p c */
+    float *score = sum_c + ATTEND_TILE * rank;     /* (heads, 64) */
+    float *max = score + ATTEND_TILE * BLOCK, *sum = max + ATTEND_TILE, *corr = sum + ATTEND_TILE, *keys = corr + ATTEND_TILE;
+    const float *q = a->q + (size_t)(span->row + r0) * ldq + h0 * (nope + rope), *x[TILE_ROWS];
+    float *o = a->o + (size_t)(span->row + r0) * ldo + h0 * v;
+
+    for (int32_t h = 0; h < n_heads; h++) {
+        in->axpy(qa + h * width, tile * w, NULL, q + h * (nope + rope), ldq, dsv2i_weight_row(kv_b, (h0 + h) * (nope + v)),
+                 kv_b->dtype, (size_t)rank, n_rows, nope, rank);
+        for (int32_t r = 0; r < n_rows; r++)
+            memcpy(qa + ((size_t)r * tile + (size_t)h) * w + rank, q + (size_t)r * ldq + h * (nope + rope) + nope,
+                   (size_t)rope * sizeof *q);
+    }
+    start_state(max, sum, n_rows * n_heads);
+    memset(sum_c, 0, (size_t)(n_rows * n_heads) * (size_t)rank * sizeof *sum_c);
+    for (int32_t block = 0; block * BLOCK <= last; block++) {
+        const float *c = load_keys(be, span, a->layer, block, dsv2i_min(BLOCK, last + 1 - block * BLOCK), keys);
+
+        for (int32_t r = 0; r < n_rows; r++) {
+            int32_t n = dsv2i_min(BLOCK, span->pos + r0 + r + 1 - block * BLOCK); /* keys that the row may see */
+
+            if (n <= 0)
+                continue;
+            for (int32_t h = 0; h < n_heads; h += TILE_ROWS) {
+                int32_t m = dsv2i_min(TILE_ROWS, n_heads - h);
+
+                for (int32_t i = 0; i < m; i++)
+                    x[i] = qa + (size_t)(r * n_heads + h + i) * w;
+                in->dot(score + h * BLOCK, BLOCK, x, m, c, DSV2I_F32, w, n, width);
+            }
+            for (int32_t h = 0; h < n_heads; h++)
+                in->softmax(score + h * BLOCK, n, s->softmax_scale, &max[r * n_heads + h], &sum[r * n_heads + h], &corr[h]);
+            in->axpy(sum_c + (size_t)(r * n_heads) * (size_t)rank, (size_t)rank, corr, score, BLOCK, c, DSV2I_F32, w, n_heads, n,
+                     rank);
+        }
+    }
+    for (int32_t i = 0; i < n_rows * n_heads; i++)
+        for (int32_t k = 0; k < rank; k++)
+            sum_c[(size_t)i * (size_t)rank + (size_t)k] /= sum[i];
+    for (int32_t h = 0; h < n_heads; h++)
+        for (int32_t r = 0; r < n_rows; r += TILE_ROWS) {
+            int32_t m = dsv2i_min(TILE_ROWS, n_rows - r);
+
+            for (int32_t i = 0; i < m; i++)
+                x[i] = sum_c + (size_t)((r + i) * n_heads + h) * (size_t)rank;
+            in->dot(o + (size_t)r * ldo + h * v, ldo, x, m, dsv2i_weight_row(kv_b, (h0 + h) * (nope + v) + nope), kv_b->dtype,
+                    (size_t)rank, v, rank);
+        }
+}
+
+/* to (n, ldt) = n latents times weight rows j0 .. j0+columns-1. */
+static void expand(const struct dsv2i_cpu *be, int32_t thread, float *to, size_t ldt, const float *c, int32_t n,
+                   const struct dsv2i_weight *w, int32_t j0, int32_t columns)
+{
+    struct dsv2i_rows rows = { c, width_of(be->shape), NULL };
+    float *out = dsv2i_thread_out(be, thread, 0);
+
+    for (int32_t j = 0; j < columns; j += PANEL_ROWS) {
+        int32_t nj = dsv2i_min(PANEL_ROWS, columns - j);
+
+        dsv2i_block(be, thread, out, &rows, 0, n, w, j0 + j, nj);
+        for (int32_t i = 0; i < n; i++)
+            memcpy(to + (size_t)i * ldt + j, out + i * PANEL_ROWS, (size_t)nj * sizeof *out);
+    }
+}
+
+static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span, int32_t h)
+{
+    const struct dsv2i_inner *in = &be->inner;
+    const struct dsv2i_shape *s = be->shape;
+    const struct dsv2i_weight *kv_b = &a->mla->kv_b;
+    int32_t nope = s->qk_nope_head_dim, rope = s->qk_rope_head_dim, v = s->v_head_dim, head = nope + rope;
+    int32_t last = span->pos + span->n - 1;
+    size_t w = width_of(s), ldq = (size_t)s->num_attention_heads * (size_t)head;
+    size_t ldo = (size_t)s->num_attention_heads * (size_t)v;
+    float *score = dsv2i_thread_free(be, thread);  /* (4 rows, 64) */
+    float *key = score + TILE_ROWS * BLOCK;        /* (64, nope + rope) */
+    float *value = key + BLOCK * head;             /* (64, v) */
+    float *latent = value + BLOCK * v;             /* (64, width) */
+    float *max = latent + BLOCK * w, *sum = max + span->n, corr[TILE_ROWS];
+    const float *q = a->q + (size_t)span->row * ldq + h * head, *x[TILE_ROWS];
+    float *o = a->o + (size_t)span->row * ldo + h * v;
+
+    start_state(max, sum, span->n);
+    for (int32_t r = 0; r < span->n; r++)
+        memset(o + (size_t)r * ldo, 0, (size_t)v * sizeof *o);
+    for (int32_t block = 0; block * BLOCK <= last; block++) {
+        int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK), m;
+        const float *c = load_keys(be, span, a->layer, block, n_keys, latent);
+
+        expand(be, thread, key, (size_t)head, c, n_keys, kv_b, h * (nope + v), nope);
+        expand(be, thread, value, (size_t)v, c, n_keys, kv_b, h * (nope + v) + nope, v);
+        for (int32_t i = 0; i < n_keys; i++)
+            memcpy(key + i * head + nope, c + (size_t)i * w + s->kv_lora_rank, (size_t)rope * sizeof *key);
+        for (int32_t r = dsv2i_max(0, block * BLOCK - span->pos); r < span->n; r += m) {
+            int32_t n = dsv2i_min(BLOCK, span->pos + r + 1 - block * BLOCK);
+
+            /* Rows that see the same keys go together: those past the block. */
+            m = n == BLOCK ? dsv2i_min(TILE_ROWS, span->n - r) : 1;
+            for (int32_t i = 0; i < m; i++)
+                x[i] = q + (size_t)(r + i) * ldq;
+            in->dot(score, BLOCK, x, m, key, DSV2I_F32, (size_t)head, n, head);
+            for (int32_t i = 0; i < m; i++)
+                in->softmax(score + i * BLOCK, n, s->softmax_scale, &max[r + i], &sum[r + i], &corr[i]);
+            in->axpy(o + (size_t)r * ldo, ldo, corr, score, BLOCK, value, DSV2I_F32, (size_t)v, m, n, v);
+        }
+    }
+    for (int32_t r = 0; r < span->n; r++)
+        for (int32_t k = 0; k < v; k++)
+            o[(size_t)r * ldo + (size_t)k] /= sum[r];
+}
+
+static struct span span_of(const struct dsv2i_cpu *be, int32_t seq)
+{
+    const int32_t *first = (const int32_t *)(be->scratch + be->plan.seqs);
+    struct span span = { &be->batch->seqs[seq], first[seq], first[seq + 1] - first[seq], 0 };
+
+    if (span.n > 0)
+        span.pos = be->batch->pos[span.row];
+    return span;
+}
+
+static void attend_task(struct dsv2i_cpu *be, const void *arg, int32_t task, int32_t thread)
+{
+    const struct attend *a = arg;
+    int32_t low = 0, high = be->batch->n_seqs, groups = dsv2i_ceil_div(be->shape->num_attention_heads, a->heads);
+    struct span span;
+
+    while (high - low > 1) { /* the sequence whose task it is */
+        int32_t mid = low + (high - low) / 2;
+
+        *(a->first_task[mid] <= task ? &low : &high) = mid;
+    }
+    span = span_of(be, low);
+    task -= a->first_task[low];
+    if (span.seq->form == DSV2I_EXPANDED)
+        expanded_task(be, a, thread, &span, task);
+    else
+        absorbed_task(be, a, thread, &span, task / groups * a->rows, task % groups * a->heads);
+}
+
+/* Number the tasks for absorbed tiles of that many heads; returns how many there are. */
+static int32_t number_tasks(const struct dsv2i_cpu *be, struct attend *a, int32_t *first_task, int32_t heads)
+{
+    int32_t n = 0, n_heads = be->shape->num_attention_heads;
+
+    a->heads = heads;
+    a->rows = ATTEND_TILE / heads;
+    for (int32_t i = 0; i < be->batch->n_seqs; i++) {
+        struct span span = span_of(be, i);
+
+        first_task[i] = n;
+        if (span.n > 0)
+            n += span.seq->form == DSV2I_EXPANDED ? n_heads
+                                                  : dsv2i_ceil_div(span.n, a->rows) * dsv2i_ceil_div(n_heads, heads);
+    }
+    first_task[be->batch->n_seqs] = n;
+    return n;
+}
+
+void dsv2i_op_mla_attend(struct dsv2i_backend *base, float *o, const float *q, const struct dsv2i_mla *mla, int32_t layer)
+{
+    struct dsv2i_cpu *be = dsv2i_cpu_of(base);
+    const struct dsv2i_shape *s = be->shape;
+    const struct dsv2i_batch *b = be->batch;
+    int32_t *first_task = (int32_t *)(be->scratch + be->plan.seqs) + b->n_seqs + 1;
+    int32_t heads = dsv2i_min(MAX_HEADS, s->num_attention_heads), n_tasks;
+    struct attend a = { .o = o, .q = q, .mla = mla, .layer = layer, .first_task = first_task };
+    double work = 0;
+
+    for (int32_t i = 0; i < b->n_rows; i++)
+        work += (double)(b->pos[i] + 1) * (2.0 * s->kv_lora_rank + s->qk_rope_head_dim);
+    work += (double)b->n_rows * s->kv_lora_rank * (s->qk_nope_head_dim + s->v_head_dim);
+    n_tasks = number_tasks(be, &a, first_task, heads);
+    while (n_tasks < be->pool.n_threads && heads > 1)
+        n_tasks = number_tasks(be, &a, first_task, heads = (heads + 1) / 2);
+    dsv2i_pool_run(be, attend_task, &a, n_tasks, work * s->num_attention_heads);
+}

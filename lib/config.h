@@ -15,16 +15,17 @@ struct dsv2i_config {
     int32_t n_group, topk_group;    /* as in the file, 0 when null; route has what is used */
     int32_t first_k_dense_replace, moe_layer_freq, max_position_embeddings;
     int32_t bos_token_id, eos_token_id[DSV2I_MAX_EOS], n_eos; /* bos -1: none */
-    int32_t attention_bias, tie_word_embeddings;
-    double rms_norm_eps, rope_theta;
+    int32_t tie_word_embeddings;
+    int32_t dtype;                  /* DSV2I_* that torch_dtype names; 0: it names none */
+    double rms_norm_eps, rope_theta, softmax_scale;
     double inv_freq[DSV2I_MAX_ROPE_DIM / 2];
 };
 
-/* generation_config.json; an absent file gives HF's meaning of "nothing said" with top_k off. */
+/* generation_config.json; an absent file gives HF's meaning of "nothing said", which is greedy. */
 struct dsv2i_generation {
     int32_t do_sample; /* 0: greedy, i.e. temperature 0 */
     double temperature, top_p, min_p, repetition_penalty;
-    int32_t top_k, min_tokens;
+    int32_t top_k, min_tokens; /* top_k 0: off */
     int32_t eos_token_id[DSV2I_MAX_EOS], n_eos;
 };
 

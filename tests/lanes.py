@@ -1,0 +1,288 @@
+"""The test runner: lanes, each a way to build and check the project, with time and counts.
+
+SPDX-License-Identifier: MIT
+
+A lane is a function that returns its Counts, or raises Skip with the reason.  Programs are counted by their cases where they
+print them (cmocka, TAP, unittest), else as one.  tests/run starts this file after it has seen to the packages.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "examples" / "model"
+
+
+class Skip(Exception):
+    """Raised by a lane that cannot run here; the text says why."""
+
+
+class Counts(NamedTuple):
+    passed: int
+    failed: int
+    skipped: int = 0
+    log: str = ""
+
+    def __add__(self, other):
+        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped, self.log + other.log)
+
+
+def count_cases(output: str, ok: bool) -> Counts:
+    """Cases of one program from what it printed; a program that prints none, or dies, is one case itself."""
+    def total(pattern: str) -> int:
+        return sum(int(n) for n in re.findall(pattern, output, re.M))
+
+    passed = total(r"^\[  PASSED  \] (\d+) test") + len(re.findall(r"^ok \d+(?!.*# SKIP)", output, re.M))
+    failed = total(r"^\[  FAILED  \] (\d+) test") + len(re.findall(r"^not ok \d+", output, re.M))
+    skipped = total(r"^\[  SKIPPED \] (\d+) test") + len(re.findall(r"^ok \d+.*# SKIP", output, re.M))
+    if ran := re.search(r"^Ran (\d+) tests? in", output, re.M):  # unittest
+        bad = sum(int(n) for n in re.findall(r"(?:failures|errors)=(\d+)", output))
+        skipped += total(r"skipped=(\d+)")
+        passed, failed = passed + int(ran[1]) - bad - total(r"skipped=(\d+)"), failed + bad
+    if not passed + failed + skipped:
+        passed = int(ok)
+    if not ok and not failed:
+        failed = 1
+    return Counts(passed, failed, skipped, "" if ok and not failed else output)
+
+
+class Runner:
+    def __init__(self, build: Path, fuzz_seconds: int):
+        self.build = build
+        self.fuzz_seconds = fuzz_seconds
+        self.jobs = str(os.cpu_count() or 1)
+
+    def sh(self, *command, timeout: int = 3600, **env: str) -> Counts:
+        """Run a command and count its cases."""
+        try:
+            done = subprocess.run([str(c) for c in command], cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, timeout=timeout, errors="replace")
+        except subprocess.TimeoutExpired:
+            return Counts(0, 1, 0, f"no end after {timeout} s: {command}\n")
+        return count_cases(done.stdout, done.returncode == 0)
+
+    def setup(self, name: str, *options: str, compiler: str = "gcc", targets: tuple[str, ...] = ()) -> Counts:
+        """Configure (once) and build build/NAME; one case."""
+        folder = self.build / name
+        if not (folder / "build.ninja").exists():
+            done = self.sh("meson", "setup", folder, "--werror", *options, CC=compiler)
+            if done.failed:
+                return done
+        return self.sh("ninja", "-C", folder, "-j", self.jobs, *targets)
+
+    def suites(self, name: str) -> list[str]:
+        tests = json.loads(subprocess.check_output(["meson", "introspect", "--tests", self.build / name]))
+        return list(dict.fromkeys(s.split(":")[-1] for t in tests for s in t["suite"]))
+
+    def meson_test(self, name: str, *options: str, wrapper: tuple[str, ...] = (), **env: str) -> Counts:
+        """Run tests of build/NAME and count their cases."""
+        folder = self.build / name
+        done = self.sh(*wrapper, "meson", "test", "-C", folder, "--no-rebuild", "--logbase", "lane", *options, **env)
+        log = folder / "meson-logs" / "lane.json"
+        if not log.exists():
+            return done
+        counts = Counts(0, 0)
+        for line in log.read_text().splitlines():
+            test = json.loads(line)
+            if test["result"] == "SKIP":
+                counts += Counts(0, 0, 1)
+                continue
+            one = count_cases(test.get("stdout", "") + "\n" + test.get("stderr", ""), test["result"] == "OK")
+            if one.log:
+                one = one._replace(log=f"--- {test['name']}: {test['result']}\n{one.log}\n")
+            counts += one
+        log.unlink()
+        return counts
+
+    # ---- lanes -------------------------------------------------------------------------------------------------------
+
+    def prefix(self) -> Path:
+        return self.build / "prefix"
+
+    def library_folder(self) -> Path:
+        found = sorted(self.prefix().rglob("libdsv2.so"))
+        if not found:
+            raise Skip("nothing is installed")
+        return found[0].parent
+
+    def build_gcc(self) -> Counts:
+        return self.setup("gcc", f"--prefix={self.prefix()}")
+
+    def build_clang(self) -> Counts:
+        if not shutil.which("clang"):
+            raise Skip("no clang")
+        return self.setup("clang", compiler="clang")
+
+    def suite(self, name: str) -> Callable[[], Counts]:
+        return lambda: self.meson_test("gcc", "--suite", name)
+
+    def sanitizers(self) -> Counts:
+        built = self.setup("asan", "-Db_sanitize=address,undefined", "-Dbuildtype=debugoptimized")
+        if built.failed:
+            return built
+        return self.meson_test("asan", "-t", "10", ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=1",
+                               UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1")
+
+    def threads(self) -> Counts:
+        built = self.setup("tsan", "-Db_sanitize=thread", "-Dbuildtype=debugoptimized")
+        if built.failed:
+            return built
+        # Without address randomization: this ThreadSanitizer and newer kernels' layouts do not go together.
+        wrapper = ("setarch", os.uname().machine, "-R")
+        if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
+            raise Skip("setarch -R is not allowed here")
+        return self.meson_test("tsan", "-t", "20", "--suite", "api", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1")
+
+    def header(self) -> Counts:
+        counts = Counts(0, 0)
+        for compiler, standard, language in (("gcc", "c99", "c"), ("g++", "c++11", "c++"), ("clang", "c99", "c"),
+                                             ("clang++", "c++11", "c++")):
+            if not shutil.which(compiler):
+                counts += Counts(0, 0, 1)
+                continue
+            counts += self.sh(compiler, f"-std={standard}", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x",
+                              language, ROOT / "include" / "dsv2.h", *(["-Wno-pragma-once-outside-header"] if "clang" in compiler else []))
+        return counts
+
+    def abi(self) -> Counts:
+        return self.sh(sys.executable, "tests/abi/check.py", self.build / "gcc" / "lib")
+
+    def install(self) -> Counts:
+        done = self.sh("meson", "install", "-C", self.build / "gcc", "--no-rebuild")
+        if done.failed:
+            return done
+        copy = self.build / "consumer"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(ROOT / "pkgconfig" / "consumer", copy)  # elsewhere, so that it sees the installed files only
+        libs = self.library_folder()
+        return self.sh("make", "-C", copy, "check", f"MODEL={MODEL}", PKG_CONFIG_PATH=str(libs / "pkgconfig"),
+                       LD_LIBRARY_PATH=str(libs))
+
+    def python(self) -> Counts:
+        command = (sys.executable, "-m", "unittest", "discover", "-s", "tests/python", "-v")
+        package = str(ROOT / "bindings" / "python")
+        from_build = self.sh(*command, PYTHONPATH=package, DSV2_LIBRARY=str(self.build / "gcc" / "lib"))
+        libs = self.library_folder()
+        return from_build + self.sh(*command, PYTHONPATH=package, DSV2_LIBRARY="", LD_LIBRARY_PATH=str(libs))
+
+    def fuzz(self) -> Counts:
+        """Each target: its corpus, then a short run from it.  What is found stays in build/fuzz."""
+        if not shutil.which("clang"):
+            raise Skip("no clang")
+        targets = sorted(p.stem for p in (ROOT / "tests" / "fuzz").glob("fuzz_*.c"))
+        if not targets:
+            raise Skip("no fuzz targets")
+        counts = self.setup("fuzz", "-Dfuzzers=true", "-Db_sanitize=address,undefined", "-Db_lundef=false", compiler="clang",
+                            targets=tuple(f"tests/fuzz/{t}" for t in targets))
+        if counts.failed:
+            return counts
+        found = self.build / "fuzz" / "found"
+        for target in targets:
+            work = found / target
+            work.mkdir(parents=True, exist_ok=True)
+            corpus = ROOT / "tests" / "fuzz" / "corpus" / target.removeprefix("fuzz_")
+            counts += self.sh(self.build / "fuzz" / "tests" / "fuzz" / target, f"-max_total_time={self.fuzz_seconds}",
+                              f"-artifact_prefix={work}/", "-timeout=25", "-rss_limit_mb=2048", "-verbosity=0", work,
+                              *([corpus] if corpus.is_dir() else []), timeout=self.fuzz_seconds + 600)
+        return counts
+
+    def docs(self) -> Counts:
+        return self.sh(sys.executable, "tests/docs/check.py", self.build / "gcc")
+
+    # ---- only in --all -----------------------------------------------------------------------------------------------
+
+    def level(self, level: str) -> Callable[[], Counts]:
+        return lambda: self.meson_test("gcc", "-t", "10", DSV2_TEST_CPU=level)
+
+    def valgrind(self) -> Counts:
+        if not shutil.which("valgrind"):
+            raise Skip("no valgrind")
+        # Level 1: valgrind knows no AVX-512.
+        return self.meson_test("gcc", "-t", "60", "--suite", "api", "--wrap",
+                               "valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite",
+                               DSV2_TEST_CPU="1")
+
+    def oracles(self) -> Counts:
+        """Scripts that compare with HF's own code: tests/*/oracle_*.py, in an environment of their own."""
+        venv = self.build / "venv"
+        if not (venv / "bin" / "python").exists():
+            done = self.sh(sys.executable, "-m", "venv", venv)
+            if done.failed:
+                return done
+        done = self.sh(venv / "bin" / "pip", "install", "-q", "-r", "tests/requirements.txt")
+        if done.failed:
+            return done
+        counts = Counts(0, 0)
+        for script in sorted((ROOT / "tests").glob("*/oracle_*.py")):
+            counts += self.sh(venv / "bin" / "python", script, PYTHONPATH=str(ROOT / "bindings" / "python"),
+                              DSV2_LIBRARY=str(self.build / "gcc" / "lib"), DSV2_BUILD=str(self.build / "gcc"))
+        return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests/run", description="Build libdsv2 and run its tests.")
+    parser.add_argument("--all", action="store_true", help="also what takes long: oracles, every instruction set, valgrind, fuzzing")
+    parser.add_argument("--only", metavar="WORD", help="only lanes whose name contains WORD (builds run always)")
+    parser.add_argument("--build", type=Path, default=ROOT / "build", metavar="FOLDER", help="where to build (default: build)")
+    parser.add_argument("--fuzz-seconds", type=int, metavar="N", help="per fuzz target (default 3; with --all 300)")
+    args = parser.parse_args()
+    run = Runner(args.build.resolve(), args.fuzz_seconds or (300 if args.all else 3))
+
+    total, start = Counts(0, 0), time.monotonic()
+    skipped_lanes = []
+
+    def lane(name: str, function: Callable[[], Counts], always: bool = False) -> bool:
+        nonlocal total
+        if args.only and not always and args.only not in name:
+            return True
+        begin = time.monotonic()
+        try:
+            counts = function()
+        except Skip as reason:
+            skipped_lanes.append(f"{name}: {reason}")
+            print(f"  skipped   {name}: {reason}", flush=True)
+            total += Counts(0, 0, 1)
+            return True
+        total += counts._replace(log="")
+        parts = [f"{counts.passed} passed"] + [f"{n} {word}" for n, word in ((counts.failed, "FAILED"), (counts.skipped, "skipped")) if n]
+        print(f"  {time.monotonic() - begin:7.1f} s {name:34} {', '.join(parts)}", flush=True)
+        if counts.failed:
+            print(counts.log[-20000:], flush=True)
+        return not counts.failed
+
+    print(f"libdsv2: {'all tests' if args.all else 'tests'}, {run.jobs} cores", flush=True)
+    if lane("build (gcc, -Werror)", run.build_gcc, always=True):
+        for suite in run.suites("gcc"):
+            lane(f"unit: {suite}", run.suite(suite))
+        lane("ABI: symbols and types", run.abi)
+        lane("install and pkg-config consumer", run.install)
+        lane("python bindings", run.python)
+        lane("documentation", run.docs)
+        if args.all:
+            for level, name in (("0", "plain C"), ("1", "AVX2"), ("2", "AVX-512")):
+                lane(f"every suite on {name}", run.level(level))
+            lane("valgrind", run.valgrind)
+            lane("oracles (HF Transformers, Tokenizers)", run.oracles)
+    lane("header alone: C99, C++11", run.header)
+    lane("build (clang, -Werror)", run.build_clang)
+    lane("ASan and UBSan", run.sanitizers)
+    lane("TSan", run.threads)
+    lane("fuzz", run.fuzz)
+    print(f"{time.monotonic() - start:.0f} s in all")
+    for line in skipped_lanes:
+        print(f"skipped: {line}")
+    print(f"{total.passed} passed, {total.failed} failed" + (f", {total.skipped} skipped" if total.skipped else ""))
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reference import Config, Model, Trace, inverse_frequencies, softmax_scale
+from reference import Config, Model, Trace, inverse_frequencies, is_moe, softmax_scale
 
 IDS = [1, 5, 9, 3, 7]
 YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
@@ -55,13 +55,14 @@ def tensor_shapes(c: Config) -> dict[str, tuple[int, ...]]:
         shapes[attn + "kv_b_proj.weight"] = (heads * (nope + v), latent)
         shapes[attn + "o_proj.weight"] = (h, heads * v)
         shapes[stem + "post_attention_layernorm.weight"] = (h,)
-        if i < c["first_k_dense_replace"]:
+        if not is_moe(c, i):
             mlp(stem + "mlp", c["intermediate_size"])
             continue
         shapes[stem + "mlp.gate.weight"] = (c["n_routed_experts"], h)
         for e in range(c["n_routed_experts"]):
             mlp(f"{stem}mlp.experts.{e}", c["moe_intermediate_size"])
-        mlp(stem + "mlp.shared_experts", c["n_shared_experts"] * c["moe_intermediate_size"])
+        if c["n_shared_experts"]:
+            mlp(stem + "mlp.shared_experts", c["n_shared_experts"] * c["moe_intermediate_size"])
     shapes["model.norm.weight"] = (h,)
     shapes["lm_head.weight"] = (c["vocab_size"], h)
     return shapes

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ LITE: Config = V2 | {
     "n_routed_experts": 16, "moe_intermediate_size": 12, "vocab_size": 128,
 }
 PRODUCTION: Config = V2 | {
-    "vocab_size": 96, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "q_lora_rank": 48, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "q_lora_rank": 32, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 16,
     "rope_scaling": YARN, "max_position_embeddings": 163840,
 }
@@ -52,6 +53,12 @@ TIES: Config = V2 | {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 32, "moe_intermediate_size": 4,
     "n_routed_experts": 24, "n_group": 6, "topk_group": 2, "num_experts_per_tok": 3, "num_attention_heads": 2,
     "num_key_value_heads": 2, "routed_scaling_factor": 4.0, "kv_lora_rank": 32,
+}
+# Legal, in no release, and beyond Transformers, which knows neither norm_topk_prob nor moe_layer_freq.
+RARE: Config = TIES | {
+    "num_hidden_layers": 5, "moe_layer_freq": 2, "first_k_dense_replace": 1, "n_shared_experts": None, "norm_topk_prob": True,
+    "rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 24, "beta_fast": 16, "beta_slow": 2,
+                     "mscale": 1.0, "mscale_all_dim": 0.5}, "rope_theta": 5000.0, "max_position_embeddings": 192,
 }
 WRONG: dict[str, Rules] = {
     "plain_top_k": Rules(routing="plain"),
@@ -62,6 +69,11 @@ WRONG: dict[str, Rules] = {
     "top_k_normalized": Rules(normalize=True),
     "softmax_scale_without_mscale": Rules(mscale_in_softmax=False),
 }
+WRONG_TIES: dict[str, Rules] = {
+    "tied_groups_to_the_highest_index": Rules(last_wins=("groups",)),
+    "tied_experts_to_the_highest_index": Rules(last_wins=("experts",)),
+    "ties_to_the_highest_index": Rules(last_wins=("groups", "experts")),
+}
 
 
 @dataclass(frozen=True)
@@ -70,25 +82,29 @@ class Fixture:
     dtype: str = "float32"
     tokens: int = 80
     seed: int = 1
+    hf: bool = True                 # Transformers computes the same
     margin: float = 0.08            # log of the smallest ratio of probabilities that may decide a route
     shards: int = 1
-    wrong: tuple[str, ...] = ()
+    wrong: Mapping[str, Rules] = field(default_factory=dict)
     generation_config: bool = False
-    resave: bool = False            # through Transformers' save_pretrained
+    resave: str = ""                # through Transformers' save_pretrained, expert tensors "separate" or "fused"
 
 
 FIXTURES: dict[str, Fixture] = {
     "spec-a": Fixture(spec_config("a")), "spec-b": Fixture(spec_config("b")), "spec-c": Fixture(spec_config("c")),
-    "v2": Fixture(V2, tokens=150, wrong=tuple(WRONG), generation_config=True),
+    "v2": Fixture(V2, tokens=150, wrong=WRONG, generation_config=True),
     "v2-bf16": Fixture(V2, "bfloat16", tokens=150, margin=0.2),
-    "v5": Fixture(V2, tokens=150, resave=True),
+    "v5": Fixture(V2, tokens=150, resave="separate"),
+    "v5-fused-bf16": Fixture(V2 | {"num_hidden_layers": 2}, "bfloat16", margin=0.2, seed=7, resave="fused"),
     "v25": Fixture(V2 | {"num_hidden_layers": 2, "rope_scaling": YARN_32 | {"mscale": 1.0, "mscale_all_dim": 1.0}}, seed=2),
     "lite": Fixture(LITE, seed=3, shards=3, generation_config=True),
     "lite-bf16": Fixture(LITE, "bfloat16", seed=3, margin=0.2),
     "lite-f16": Fixture(LITE, "float16", seed=3),
-    "null-rope": Fixture(LITE | {"num_hidden_layers": 2, "rope_scaling": None, "max_position_embeddings": 4096}, seed=4),
+    "null-rope": Fixture(LITE | {"num_hidden_layers": 2, "rope_scaling": None, "max_position_embeddings": 4096,
+                                "rms_norm_eps": 0.02}, seed=4, wrong={"inner_norms_with_rms_norm_eps": Rules(inner_eps=0.02)}),
     "production-heads": Fixture(PRODUCTION, "bfloat16", tokens=140, seed=5, margin=0.2),
-    "ties": Fixture(TIES, tokens=70, seed=6),
+    "ties": Fixture(TIES, tokens=70, seed=6, wrong=WRONG_TIES),
+    "rare": Fixture(RARE, tokens=70, seed=8, hf=False),
 }
 
 
@@ -264,7 +280,7 @@ def make(name: str, fixture: Fixture) -> None:
     if fixture.resave:
         hf, _ = load_hf(folder, fixture.dtype)
         shutil.rmtree(folder)
-        hf.save_pretrained(folder)
+        hf.save_pretrained(folder, save_original_format=fixture.resave == "separate")
 
     model = Model.load(folder)
     ids = IDS if spec else choose_ids(model, fixture) if name != "ties" else choose_tied_ids(model, fixture)
@@ -298,7 +314,7 @@ def make(name: str, fixture: Fixture) -> None:
 
     report = [f"{name}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e3:.0f} kB, margin {e.facts['smallest_routing_margin']:.3g},"
               f" logits ±{np.abs(logits).max():.1f} std {logits.std():.2f}"]
-    for dtype in dict.fromkeys(("float32", fixture.dtype)):
+    for dtype in dict.fromkeys(("float32", fixture.dtype)) if fixture.hf else ():
         hf, printed_scale = load_hf(folder, dtype)
         got, routes = run_hf(hf, ids)
         flips = sum(int((np.sort(routes[i], 1) != np.sort(r, 1)).any(1).sum()) for i, (r, _) in trace.routes.items())
@@ -309,16 +325,17 @@ def make(name: str, fixture: Fixture) -> None:
         report.append(f"HF {s}: error {error:.2e} KL {kl:.2e} flips {flips} scaling {printed_scale:.10f}")
         assert name == "ties" or dtype != "float32" or error < 1e-4, report
         assert name == "ties" or flips == 0, report
-    for wrong in fixture.wrong or (("ties_to_the_highest_index",) if name == "ties" else ()):
-        rules = WRONG.get(wrong, Rules(last_wins=True))
+    for wrong, rules in fixture.wrong.items():
         other = Model.load(folder, rules=rules).forward(ids)[positions]
         distance = relative_error(other, logits)
         far = float(np.mean(np.abs(other - logits).max(1) > 0.01 * np.abs(logits).max()))
         e.add(f"wrong_{wrong}", other)
         e.facts.setdefault("wrong", {})[wrong] = {"max_relative_distance": distance, "share_of_positions_off_by_1_percent": far}
-        report.append(f"wrong {wrong}: distance {distance:.2f}, {far:.0%} of positions")
-        assert distance > 0.05, report
+        report.append(f"wrong {wrong}: distance {distance:.2g}, {far:.0%} of positions")
+        assert distance > 1e-3, report
     e.write(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
     print("\n  ".join(report), flush=True)
 
 

@@ -82,7 +82,8 @@ class Rules:
     factor_power: int = 1           # 0: routed_scaling_factor skipped; 2: applied twice
     normalize: bool = False         # top-k weights divided by their sum, although norm_topk_prob is false
     mscale_in_softmax: bool = True  # False: softmax scale without the square of mscale
-    last_wins: bool = False         # ties go to the highest index
+    inner_eps: float = 1e-6         # anything else: q_a_layernorm and kv_a_layernorm with rms_norm_eps, say
+    last_wins: tuple[str, ...] = () # among "groups", "experts": ties go to the highest index
 
 
 def g(factor: float, mscale: float) -> float:
@@ -141,18 +142,18 @@ def best(scores: Array, k: int, last_wins: bool = False) -> Array:
 
 def choose_experts(p: Array, config: Config, rules: Rules) -> Array:
     """Ids of the chosen experts for one token, best first, from the probabilities of all experts."""
-    k = config["num_experts_per_tok"]
+    k, last_wins = config["num_experts_per_tok"], "experts" in rules.last_wins
     if config.get("topk_method", "greedy") == "greedy" or rules.routing == "plain":
-        return best(p, k, rules.last_wins)
+        return best(p, k, last_wins)
     by_group = p.reshape(config["n_group"], -1)
     allowed = np.zeros_like(by_group, bool)
     if rules.routing == "per-group":
         for row, keep in zip(by_group, allowed):
-            keep[best(row, config["topk_group"], rules.last_wins)] = True
+            keep[best(row, config["topk_group"], last_wins)] = True
     else:
         score = np.sort(by_group, 1)[:, -2:].sum(1) if rules.routing == "top2-sum" else by_group.max(1)
-        allowed[best(score, config["topk_group"], rules.last_wins)] = True
-    return best(np.where(allowed.ravel(), p, -1.0), k, rules.last_wins)
+        allowed[best(score, config["topk_group"], "groups" in rules.last_wins)] = True
+    return best(np.where(allowed.ravel(), p, -1.0), k, last_wins)
 
 
 def routing_margin(p: Array, config: Config) -> float:
@@ -167,6 +168,11 @@ def routing_margin(p: Array, config: Config) -> float:
     by_group = p.reshape(config["n_group"], -1)
     kept = best(by_group.max(1), config["topk_group"])
     return min(gap(by_group.max(1), config["topk_group"]), gap(by_group[kept].ravel(), k))
+
+
+def is_moe(config: Config, layer: int) -> bool:
+    late = layer >= config["first_k_dense_replace"] and layer % config.get("moe_layer_freq", 1) == 0
+    return late and bool(config.get("n_routed_experts"))
 
 
 # Model ----------------------------------------------------------------------------------------------------------------
@@ -210,13 +216,9 @@ class Model:
             x = x + self.attention(stem + "self_attn.", u, cos, sin, trace)
             trace.after_attention.append(x)
             u = rms_norm(x, self.tensors[stem + "post_attention_layernorm.weight"], eps)
-            x = x + (self.moe(layer, u, trace) if self.is_moe(layer) else self.mlp(stem + "mlp.", u))
+            x = x + (self.moe(layer, u, trace) if is_moe(self.config, layer) else self.mlp(stem + "mlp.", u))
             trace.after_layer.append(x)
         return rms_norm(x, self.tensors["model.norm.weight"], eps) @ self.tensors["lm_head.weight"].T
-
-    def is_moe(self, layer: int) -> bool:
-        c = self.config
-        return bool(c.get("n_routed_experts")) and layer >= c["first_k_dense_replace"] and layer % c.get("moe_layer_freq", 1) == 0
 
     def linear(self, name: str, x: Array) -> Array:
         return x @ self.tensors[name + ".weight"].T
@@ -231,13 +233,13 @@ class Model:
         if cfg["q_lora_rank"] is None:
             q = self.linear(stem + "q_proj", u)
         else:   # both inner norms have a fixed eps: the published code does not pass rms_norm_eps on
-            q = rms_norm(self.linear(stem + "q_a_proj", u), self.tensors[stem + "q_a_layernorm.weight"], 1e-6)
+            q = rms_norm(self.linear(stem + "q_a_proj", u), self.tensors[stem + "q_a_layernorm.weight"], self.rules.inner_eps)
             q = self.linear(stem + "q_b_proj", q)
         q = q.reshape(tokens, heads, -1)
         qn, qr = q[..., :nope], rope(q[..., nope:], cos, sin)
 
         z = self.linear(stem + "kv_a_proj_with_mqa", u)
-        c = rms_norm(z[:, :latent], self.tensors[stem + "kv_a_layernorm.weight"], 1e-6)
+        c = rms_norm(z[:, :latent], self.tensors[stem + "kv_a_layernorm.weight"], self.rules.inner_eps)
         kr = rope(z[:, latent:], cos, sin)
         kv_b = self.tensors[stem + "kv_b_proj.weight"].reshape(heads, -1, latent)
         uk, uv = kv_b[:, :nope], kv_b[:, nope:]

@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/types.h>
 
 #include "ops.h"
 
@@ -61,9 +60,9 @@ typedef void (*dsv2i_task)(struct dsv2i_cpu *be, const void *arg, int32_t task, 
 /* n_threads - 1 workers; the caller of run is thread 0. */
 struct dsv2i_pool {
     int32_t n_threads, n_started;
+    double min_work;                /* multiply-adds below which run stays on its caller */
     pthread_t *threads;             /* (n_threads - 1) */
     struct dsv2i_worker *workers;   /* (n_threads - 1) */
-    pid_t pid;                      /* threads do not follow a fork */
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
     atomic_int left;                /* tasks not yet taken; taken from the end */

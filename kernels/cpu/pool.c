@@ -94,7 +94,7 @@ void dsv2i_pool_run(struct dsv2i_cpu *be, dsv2i_task fn, const void *arg, int32_
 {
     struct dsv2i_pool *p = &be->pool;
 
-    if (n_tasks <= 1 || p->n_threads == 1 || n_work < MIN_WORK) {
+    if (n_tasks <= 1 || p->n_threads == 1 || n_work < p->min_work) {
         for (int32_t i = 0; i < n_tasks; i++)
             fn(be, arg, i, 0);
         return;
@@ -158,7 +158,7 @@ int dsv2i_pool_open(struct dsv2i_cpu *be, int32_t n_threads)
     size_t n;
 
     p->n_threads = n_threads > 0 ? n_threads : allowed_cores();
-    p->pid = getpid();
+    p->min_work = MIN_WORK;
     if (pthread_mutex_init(&p->lock, NULL))
         return -1;
     if (pthread_cond_init(&p->wake, NULL)) {
@@ -185,17 +185,15 @@ void dsv2i_pool_close(struct dsv2i_cpu *be)
     struct dsv2i_pool *p = &be->pool;
     size_t n = (size_t)p->n_threads;
 
-    if (p->pid == getpid()) {
-        atomic_store(&p->stop, 1);
-        pthread_mutex_lock(&p->lock);
-        pthread_cond_broadcast(&p->wake);
-        pthread_mutex_unlock(&p->lock);
-        for (int32_t i = 0; i < p->n_started; i++)
-            pthread_join(p->threads[i], NULL);
-        pthread_cond_destroy(&p->done);
-        pthread_cond_destroy(&p->wake);
-        pthread_mutex_destroy(&p->lock);
-    }
+    atomic_store(&p->stop, 1);
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+    for (int32_t i = 0; i < p->n_started; i++)
+        pthread_join(p->threads[i], NULL);
+    pthread_cond_destroy(&p->done);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
     if (p->threads)
         be->hooks.free(be->hooks.user, p->threads, n * sizeof *p->threads);
     if (p->workers)

@@ -16,13 +16,18 @@
 #define INDEX "model.safetensors.index.json"
 #define MAX_HEADER 100000000 /* the reference implementation's limit */
 
+struct tensor_file {
+    const char *name;       /* owned by the set */
+    uint64_t data, bytes;   /* offset of the data section; size of the whole file */
+};
+
 struct dsv2i_tensor_set {
     const struct dsv2i_files *files;
     const struct dsv2i_hooks *mem;
     const char *source;
     struct dsv2i_tensor *tensors;
     size_t n, capacity;
-    struct dsv2i_tensor_file *file;
+    struct tensor_file *file;
     int32_t n_files;
 };
 
@@ -185,7 +190,7 @@ static struct dsv2i_tensor *add_tensor(struct dsv2i_tensor_set *set)
 
 static dsv2_status take_header(struct dsv2i_tensor_set *set, int32_t f, const cJSON *tree)
 {
-    struct dsv2i_tensor_file *file = &set->file[f];
+    struct tensor_file *file = &set->file[f];
     size_t first = set->n;
 
     for (const cJSON *e = tree->child; e; e = e->next) {
@@ -214,7 +219,7 @@ static dsv2_status take_header(struct dsv2i_tensor_set *set, int32_t f, const cJ
 
 static dsv2_status read_header(struct dsv2i_tensor_set *set, int32_t f)
 {
-    struct dsv2i_tensor_file *file = &set->file[f];
+    struct tensor_file *file = &set->file[f];
     unsigned char le[8];
     uint64_t n = 0;
     cJSON *tree = NULL;
@@ -479,9 +484,15 @@ int32_t dsv2i_tensors_files(const struct dsv2i_tensor_set *set)
     return set->n_files;
 }
 
-const struct dsv2i_tensor_file *dsv2i_tensors_file(const struct dsv2i_tensor_set *set, int32_t file)
+const char *dsv2i_tensors_file(const struct dsv2i_tensor_set *set, int32_t file)
 {
-    return &set->file[file];
+    return set->file[file].name;
+}
+
+void dsv2i_tensors_extent(const struct dsv2i_tensor_set *set, int32_t file, uint64_t *begin, uint64_t *end)
+{
+    *begin = set->file[file].data;
+    *end = set->file[file].bytes;
 }
 
 const char *dsv2i_tensors_source(const struct dsv2i_tensor_set *set)

@@ -18,12 +18,6 @@ struct dsv2i_tensor {
     int32_t used;           /* set by the model when it takes the tensor */
 };
 
-/* A file with its data section, which tensors fill without holes. */
-struct dsv2i_tensor_file {
-    const char *name;       /* owned by the set */
-    uint64_t data, bytes;   /* offset of the data section; size of the whole file */
-};
-
 struct dsv2i_tensor_set; /* all tensors of a checkpoint, from model.safetensors or from the index and its shards */
 
 /* Does the folder have weight files at all? */
@@ -38,7 +32,9 @@ struct dsv2i_tensor *dsv2i_tensors_find(struct dsv2i_tensor_set *set, const char
 size_t dsv2i_tensors_count(const struct dsv2i_tensor_set *set);
 struct dsv2i_tensor *dsv2i_tensors_at(struct dsv2i_tensor_set *set, size_t i); /* ascending by name */
 int32_t dsv2i_tensors_files(const struct dsv2i_tensor_set *set);
-const struct dsv2i_tensor_file *dsv2i_tensors_file(const struct dsv2i_tensor_set *set, int32_t file);
+const char *dsv2i_tensors_file(const struct dsv2i_tensor_set *set, int32_t file);
+/* Where a file's data section begins, which its tensors fill without holes, and where the file ends. */
+void dsv2i_tensors_extent(const struct dsv2i_tensor_set *set, int32_t file, uint64_t *begin, uint64_t *end);
 /* The file that lists all tensors: model.safetensors or the index; for messages about missing ones. */
 const char *dsv2i_tensors_source(const struct dsv2i_tensor_set *set);
 

@@ -1,0 +1,701 @@
+/* Loading a checkpoint: its small files, then every tensor by name, shape and type.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * Tensors are bound twice by the same code.  The first pass sees headers only and finds everything that is missing, misshapen or
+ * unknown before a byte of weights is read; inspect stops there.  The second has the files mapped or read and fills in pointers.
+ * Matrices stay as the checkpoint has them and are never copied, unless a file holds one at an address that does not suit its
+ * type.  Norm vectors become fp32. */
+#include "model.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "files.h"
+#include "params.h"
+#include "safetensors.h"
+#include "session.h"
+
+#define MAX_CONFIG (1 << 20)
+#define MAX_TOKENIZER_CONFIG (16 << 20)
+#define MAX_TOKENIZER (64 << 20)
+#define READ_PIECE (8 << 20) /* bytes between two calls of the progress callback */
+
+/* A piece of memory that goes with the model. */
+struct block {
+    struct block *next;
+    uint64_t padding; /* so that data is aligned to 16 like the block itself */
+    unsigned char data[];
+};
+
+struct weight_file {
+    const unsigned char *data; /* its data section */
+    const void *map;           /* NULL: data is in a block */
+    uint64_t map_bytes;
+};
+
+struct dsv2i_blobs {
+    struct block *blocks;
+    struct weight_file *file;
+    int32_t n_files;
+};
+
+struct loader {
+    dsv2_model *m;
+    const struct dsv2i_hooks *mem;
+    dsv2_model_params params;
+    dsv2_reader reader;
+    struct dsv2i_files files;
+    struct dsv2i_tensor_set *set;
+    int placing;                /* the second pass */
+    uint64_t done, total;       /* bytes of tensors, for progress */
+    uint64_t copied;            /* bytes of matrices that had to be moved */
+    uint64_t bytes_of[DSV2I_F16 + 1]; /* by dtype */
+};
+
+/* ---- Blocks and progress --------------------------------------------------------------------------------------------- */
+
+static void *new_block(struct loader *l, uint64_t bytes)
+{
+    struct block *b = bytes < SIZE_MAX - sizeof *b ? dsv2i_alloc(l->mem, sizeof *b + (size_t)bytes, 1) : NULL;
+
+    if (!b)
+        return NULL;
+    b->next = l->m->blobs->blocks;
+    l->m->blobs->blocks = b;
+    return b->data;
+}
+
+static dsv2_status no_memory(const struct loader *l, const char *what, uint64_t bytes)
+{
+    return dsv2i_fail(DSV2_ERR_NOMEM, "%s: no memory for %s: %llu bytes", l->files.folder, what, (unsigned long long)bytes);
+}
+
+static dsv2_status report(struct loader *l, uint64_t more)
+{
+    l->done += more;
+    if (l->params.progress && l->params.progress(l->params.progress_user, l->done, l->total))
+        return dsv2i_fail(DSV2_ERR_CANCELLED, "%s: loading was cancelled by the progress callback at %llu of %llu bytes",
+                          l->files.folder, (unsigned long long)l->done, (unsigned long long)l->total);
+    return DSV2_OK;
+}
+
+/* ---- Tensors --------------------------------------------------------------------------------------------------------- */
+
+static int32_t dtype_of(const struct dsv2i_tensor *t)
+{
+    return strcmp(t->dtype, "BF16") == 0 ? DSV2I_BF16 : strcmp(t->dtype, "F16") == 0 ? DSV2I_F16
+         : strcmp(t->dtype, "F32") == 0 ? DSV2I_F32 : 0;
+}
+
+static const char *show_shape(char *buf, size_t cap, const int64_t *shape, int32_t rank)
+{
+    size_t n = 0;
+
+    buf[0] = 0;
+    for (int32_t i = 0; i < rank && n < cap; i++)
+        n += (size_t)snprintf(buf + n, cap - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    return buf;
+}
+
+/* The tensor of this name and shape, with a type that we can use. */
+static dsv2_status find_tensor(struct loader *l, const char *name, int32_t rank, const int64_t *shape, struct dsv2i_tensor **out)
+{
+    struct dsv2i_tensor *t = dsv2i_tensors_find(l->set, name);
+    char is[200], wanted[80];
+    int32_t dtype;
+
+    *out = t;
+    if (!t)
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is missing", dsv2i_tensors_source(l->set), name);
+    if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape) != 0)
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: shape: must be [%s] by config.json, is [%s]",
+                          dsv2i_tensors_file(l->set, t->file), name, show_shape(wanted, sizeof wanted, shape, rank),
+                          show_shape(is, sizeof is, t->shape, t->rank));
+    dtype = dtype_of(t);
+    if (!dtype)
+        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: %s: dtype: %s is not supported; BF16, F16 and F32 are",
+                          dsv2i_tensors_file(l->set, t->file), name, t->dtype);
+    t->used = 1;
+    if (!l->placing) {
+        l->bytes_of[dtype] += t->bytes;
+        return DSV2_OK;
+    }
+    /* Bytes that were read have been reported already. */
+    return l->m->blobs->file[t->file].map ? report(l, t->bytes) : DSV2_OK;
+}
+
+static const unsigned char *tensor_data(const struct loader *l, const struct dsv2i_tensor *t)
+{
+    uint64_t begin, end;
+
+    dsv2i_tensors_extent(l->set, t->file, &begin, &end);
+    return l->m->blobs->file[t->file].data + (t->offset - begin);
+}
+
+/* Pointer to a tensor's elements, aligned for its type. */
+static dsv2_status aligned_data(struct loader *l, const struct dsv2i_tensor *t, const void **out)
+{
+    const unsigned char *p = tensor_data(l, t);
+    void *copy;
+
+    *out = p;
+    if ((uintptr_t)p % dsv2i_dtype_size(dtype_of(t)) == 0)
+        return DSV2_OK;
+    copy = new_block(l, t->bytes);
+    if (!copy)
+        return no_memory(l, t->name, t->bytes);
+    memcpy(copy, p, (size_t)t->bytes);
+    l->copied += t->bytes;
+    *out = copy;
+    return DSV2_OK;
+}
+
+static float float_from_bits(uint32_t bits)
+{
+    float f;
+
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static float element(const unsigned char *p, int32_t dtype, int32_t i)
+{
+    uint16_t half;
+    float f;
+
+    if (dtype == DSV2I_F32) {
+        memcpy(&f, p + (size_t)i * sizeof f, sizeof f);
+        return f;
+    }
+    memcpy(&half, p + (size_t)i * sizeof half, sizeof half);
+    if (dtype == DSV2I_BF16)
+        return float_from_bits((uint32_t)half << 16);
+    if ((half & 0x7C00) == 0)
+        f = (float)(half & 0x3FF) * 0x1p-24f; /* subnormal in fp16, not in fp32 */
+    else if ((half & 0x7C00) == 0x7C00)
+        f = float_from_bits(0x7F800000u | (uint32_t)(half & 0x3FF) << 13);
+    else
+        f = float_from_bits(((uint32_t)(half & 0x7FFF) << 13) + ((127u - 15u) << 23));
+    return half & 0x8000 ? -f : f;
+}
+
+#define NAME_FORMAT(at) __attribute__((format(printf, at, (at) + 1)))
+
+struct name {
+    char text[160];
+};
+
+NAME_FORMAT(5) static dsv2_status matrix(struct loader *l, struct dsv2i_weight *w, int32_t rows, int32_t cols,
+                                         const char *format, ...)
+{
+    int64_t shape[2] = {rows, cols};
+    struct dsv2i_tensor *t;
+    struct name name;
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(name.text, sizeof name.text, format, args);
+    va_end(args);
+    DSV2I_TRY(find_tensor(l, name.text, 2, shape, &t));
+    w->dtype = dtype_of(t);
+    w->rows = rows;
+    w->cols = cols;
+    return l->placing ? aligned_data(l, t, &w->data) : DSV2_OK;
+}
+
+NAME_FORMAT(4) static dsv2_status vector(struct loader *l, const float **out, int32_t n, const char *format, ...)
+{
+    int64_t shape[1] = {n};
+    struct dsv2i_tensor *t;
+    struct name name;
+    va_list args;
+    float *v;
+
+    va_start(args, format);
+    vsnprintf(name.text, sizeof name.text, format, args);
+    va_end(args);
+    DSV2I_TRY(find_tensor(l, name.text, 1, shape, &t));
+    if (!l->placing)
+        return DSV2_OK;
+    v = new_block(l, (uint64_t)n * sizeof *v);
+    if (!v)
+        return no_memory(l, name.text, (uint64_t)n * sizeof *v);
+    for (int32_t i = 0; i < n; i++)
+        v[i] = element(tensor_data(l, t), dtype_of(t), i);
+    *out = v;
+    return DSV2_OK;
+}
+
+/* ---- The model's tensors (spec 2) ------------------------------------------------------------------------------------ */
+
+static dsv2_status bind_attention(struct loader *l, int32_t i, struct dsv2i_layer *y)
+{
+    const struct dsv2i_shape *p = &l->m->config.shape;
+    int32_t heads = p->num_attention_heads, q_rows = heads * (p->qk_nope_head_dim + p->qk_rope_head_dim);
+
+    DSV2I_TRY(vector(l, &y->input_layernorm, p->hidden_size, "model.layers.%d.input_layernorm.weight", i));
+    if (p->q_lora_rank) {
+        DSV2I_TRY(matrix(l, &y->q_a_proj, p->q_lora_rank, p->hidden_size, "model.layers.%d.self_attn.q_a_proj.weight", i));
+        DSV2I_TRY(vector(l, &y->q_a_layernorm, p->q_lora_rank, "model.layers.%d.self_attn.q_a_layernorm.weight", i));
+        DSV2I_TRY(matrix(l, &y->q_b_proj, q_rows, p->q_lora_rank, "model.layers.%d.self_attn.q_b_proj.weight", i));
+    } else {
+        DSV2I_TRY(matrix(l, &y->q_proj, q_rows, p->hidden_size, "model.layers.%d.self_attn.q_proj.weight", i));
+    }
+    DSV2I_TRY(matrix(l, &y->kv_a_proj_with_mqa, p->kv_lora_rank + p->qk_rope_head_dim, p->hidden_size,
+                     "model.layers.%d.self_attn.kv_a_proj_with_mqa.weight", i));
+    DSV2I_TRY(vector(l, &y->mla.kv_a_norm, p->kv_lora_rank, "model.layers.%d.self_attn.kv_a_layernorm.weight", i));
+    DSV2I_TRY(matrix(l, &y->mla.kv_b, heads * (p->qk_nope_head_dim + p->v_head_dim), p->kv_lora_rank,
+                     "model.layers.%d.self_attn.kv_b_proj.weight", i));
+    DSV2I_TRY(matrix(l, &y->o_proj, p->hidden_size, heads * p->v_head_dim, "model.layers.%d.self_attn.o_proj.weight", i));
+    return vector(l, &y->post_attention_layernorm, p->hidden_size, "model.layers.%d.post_attention_layernorm.weight", i);
+}
+
+NAME_FORMAT(4) static dsv2_status bind_ffn(struct loader *l, struct dsv2i_ffn *f, int32_t inter, const char *format, ...)
+{
+    int32_t hidden = l->m->config.shape.hidden_size;
+    char prefix[100];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(prefix, sizeof prefix, format, args);
+    va_end(args);
+    DSV2I_TRY(matrix(l, &f->gate, inter, hidden, "%s.gate_proj.weight", prefix));
+    DSV2I_TRY(matrix(l, &f->up, inter, hidden, "%s.up_proj.weight", prefix));
+    return matrix(l, &f->down, hidden, inter, "%s.down_proj.weight", prefix);
+}
+
+/* All experts of a layer in two tensors: (experts, 2 * inter, hidden) with gate's rows first, and (experts, hidden, inter). */
+static dsv2_status bind_fused_experts(struct loader *l, struct dsv2i_ffn *experts, const char *gate_up_name, const char *down_name)
+{
+    const struct dsv2i_shape *p = &l->m->config.shape;
+    int32_t inter = p->moe_intermediate_size, hidden = p->hidden_size;
+    int64_t gate_up_shape[3] = {p->n_routed_experts, 2 * (int64_t)inter, hidden};
+    int64_t down_shape[3] = {p->n_routed_experts, hidden, inter};
+    struct dsv2i_tensor *gate_up, *down;
+    const void *gu = NULL, *d = NULL;
+
+    DSV2I_TRY(find_tensor(l, gate_up_name, 3, gate_up_shape, &gate_up));
+    DSV2I_TRY(find_tensor(l, down_name, 3, down_shape, &down));
+    if (!l->placing)
+        return DSV2_OK;
+    DSV2I_TRY(aligned_data(l, gate_up, &gu));
+    DSV2I_TRY(aligned_data(l, down, &d));
+    for (int32_t e = 0; e < p->n_routed_experts; e++) {
+        size_t in_step = (size_t)inter * (size_t)hidden * dsv2i_dtype_size(dtype_of(gate_up));
+        size_t out_step = (size_t)inter * (size_t)hidden * dsv2i_dtype_size(dtype_of(down));
+        const char *first = (const char *)gu + 2 * (size_t)e * in_step;
+
+        experts[e].gate = (struct dsv2i_weight){dtype_of(gate_up), inter, hidden, first, NULL};
+        experts[e].up = (struct dsv2i_weight){dtype_of(gate_up), inter, hidden, first + in_step, NULL};
+        experts[e].down = (struct dsv2i_weight){dtype_of(down), hidden, inter, (const char *)d + (size_t)e * out_step, NULL};
+    }
+    return DSV2_OK;
+}
+
+static dsv2_status bind_experts(struct loader *l, int32_t i, struct dsv2i_layer *y)
+{
+    const struct dsv2i_shape *p = &l->m->config.shape;
+    struct name gate_up, down;
+
+    DSV2I_TRY(matrix(l, &y->router, p->n_routed_experts, p->hidden_size, "model.layers.%d.mlp.gate.weight", i));
+    /* The table comes after a first tensor, so that a few lines of config.json cannot claim gigabytes for it. */
+    if (!y->experts)
+        y->experts = dsv2i_calloc(l->mem, (size_t)p->n_routed_experts, sizeof *y->experts);
+    if (!y->experts)
+        return no_memory(l, "experts", (uint64_t)p->n_routed_experts * sizeof *y->experts);
+    snprintf(gate_up.text, sizeof gate_up.text, "model.layers.%d.mlp.experts.gate_up_proj", i);
+    snprintf(down.text, sizeof down.text, "model.layers.%d.mlp.experts.down_proj", i);
+    if (dsv2i_tensors_find(l->set, gate_up.text)) {
+        DSV2I_TRY(bind_fused_experts(l, y->experts, gate_up.text, down.text));
+    } else {
+        for (int32_t e = 0; e < p->n_routed_experts; e++)
+            DSV2I_TRY(bind_ffn(l, &y->experts[e], p->moe_intermediate_size, "model.layers.%d.mlp.experts.%d", i, e));
+    }
+    /* The shared experts are one MLP of n times the width. */
+    return p->n_shared_experts ? bind_ffn(l, &y->mlp, p->n_shared_experts * p->moe_intermediate_size,
+                                          "model.layers.%d.mlp.shared_experts", i)
+                               : DSV2_OK;
+}
+
+static dsv2_status bind_all(struct loader *l)
+{
+    dsv2_model *m = l->m;
+    const struct dsv2i_shape *p = &m->config.shape;
+
+    DSV2I_TRY(matrix(l, &m->embed_tokens, p->vocab_size, p->hidden_size, "model.embed_tokens.weight"));
+    for (int32_t i = 0; i < p->num_hidden_layers; i++) {
+        DSV2I_TRY(bind_attention(l, i, &m->layers[i]));
+        if (dsv2i_config_is_moe(&m->config, i))
+            DSV2I_TRY(bind_experts(l, i, &m->layers[i]));
+        else
+            DSV2I_TRY(bind_ffn(l, &m->layers[i].mlp, p->intermediate_size, "model.layers.%d.mlp", i));
+    }
+    DSV2I_TRY(vector(l, &m->norm, p->hidden_size, "model.norm.weight"));
+    if (!m->config.tie_word_embeddings)
+        return matrix(l, &m->lm_head, p->vocab_size, p->hidden_size, "lm_head.weight");
+    m->lm_head = m->embed_tokens;
+    return DSV2_OK;
+}
+
+/* Everything in the files has to be something that was asked for: a tensor that is ignored is a model that is not run as trained. */
+static dsv2_status check_unknown(struct loader *l)
+{
+    static const char derived[] = ".rotary_emb.inv_freq"; /* a buffer that old versions of HF saved; computed here */
+    const size_t n_derived = sizeof derived - 1;
+    char shown[160];
+
+    for (size_t i = 0; i < dsv2i_tensors_count(l->set); i++) {
+        const struct dsv2i_tensor *t = dsv2i_tensors_at(l->set, i);
+        size_t n = strlen(t->name);
+
+        if (t->used || (n >= n_derived && strcmp(t->name + n - n_derived, derived) == 0))
+            continue;
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: dtype %s: %s", dsv2i_tensors_file(l->set, t->file),
+                          dsv2i_quote(shown, sizeof shown, t->name, n), t->dtype,
+                          strcmp(t->name, "lm_head.weight") == 0 ? "stored although tie_word_embeddings is true in config.json"
+                                                                 : "the model of config.json has no tensor of this name");
+    }
+    return DSV2_OK;
+}
+
+/* ---- Weight files ---------------------------------------------------------------------------------------------------- */
+
+static dsv2_status read_data(struct loader *l, int32_t f, uint64_t begin, uint64_t end)
+{
+    const char *name = dsv2i_tensors_file(l->set, f);
+    unsigned char *data = new_block(l, end - begin);
+
+    if (!data)
+        return no_memory(l, name, end - begin);
+    l->m->blobs->file[f].data = data;
+    for (uint64_t at = begin; at < end;) {
+        size_t n = end - at < READ_PIECE ? (size_t)(end - at) : READ_PIECE;
+
+        DSV2I_TRY(dsv2i_files_read(&l->files, name, at, data + (at - begin), n));
+        DSV2I_TRY(report(l, n));
+        at += n;
+    }
+    l->m->weight_memory += end - begin;
+    return DSV2_OK;
+}
+
+static dsv2_status map_data(struct loader *l, int32_t f, uint64_t begin, uint64_t end)
+{
+    struct weight_file *w = &l->m->blobs->file[f];
+    const void *map;
+    uint64_t bytes;
+
+    DSV2I_TRY(dsv2i_files_map(&l->files, dsv2i_tensors_file(l->set, f), &map, &bytes));
+    w->map = map;
+    w->map_bytes = bytes;
+    w->data = (const unsigned char *)map + begin;
+    if (bytes != end)
+        return dsv2i_fail(DSV2_ERR_IO, "%s/%s: its size changed from %llu to %llu bytes during loading", l->files.folder,
+                          dsv2i_tensors_file(l->set, f), (unsigned long long)end, (unsigned long long)bytes);
+    l->m->weight_memory += end - begin;
+    return DSV2_OK;
+}
+
+static uint64_t data_bytes(const struct dsv2i_tensor_set *set)
+{
+    uint64_t sum = 0, begin, end;
+
+    for (int32_t f = 0; f < dsv2i_tensors_files(set); f++) {
+        dsv2i_tensors_extent(set, f, &begin, &end);
+        sum += end - begin;
+    }
+    return sum;
+}
+
+static dsv2_status place_weights(struct loader *l)
+{
+    struct dsv2i_blobs *blobs = l->m->blobs;
+    int32_t n = dsv2i_tensors_files(l->set);
+    uint64_t begin, end;
+
+    l->total = data_bytes(l->set);
+    DSV2I_TRY(report(l, 0));
+    blobs->file = dsv2i_calloc(l->mem, (size_t)n, sizeof *blobs->file);
+    if (!blobs->file)
+        return no_memory(l, "weight files", (uint64_t)n * sizeof *blobs->file);
+    blobs->n_files = n;
+    for (int32_t f = 0; f < n; f++) {
+        dsv2i_tensors_extent(l->set, f, &begin, &end);
+        if (l->params.load_mode == DSV2_LOAD_READ)
+            DSV2I_TRY(read_data(l, f, begin, end));
+        else
+            DSV2I_TRY(map_data(l, f, begin, end));
+    }
+    l->placing = 1;
+    DSV2I_TRY(bind_all(l));
+    l->m->weight_memory += l->copied;
+    return l->done < l->total ? report(l, l->total - l->done) : DSV2_OK; /* mapped tensors that nobody asked for */
+}
+
+/* ---- Small files and facts ------------------------------------------------------------------------------------------- */
+
+static dsv2_status load_config(struct loader *l)
+{
+    static const char name[] = "generation_config.json";
+    dsv2_model *m = l->m;
+    dsv2_status status;
+    char *text;
+    size_t n;
+    int exists;
+
+    DSV2I_TRY(dsv2i_files_load(&l->files, "config.json", MAX_CONFIG, &text, &n));
+    status = dsv2i_config_parse("config.json", text, n, &m->config);
+    dsv2i_free(l->mem, text);
+    DSV2I_TRY(status);
+    dsv2i_generation_default(&m->config, &m->generation);
+    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
+    if (!exists)
+        return DSV2_OK;
+    DSV2I_TRY(dsv2i_files_load(&l->files, name, MAX_CONFIG, &text, &n));
+    status = dsv2i_generation_parse(name, text, n, &m->config, &m->generation);
+    dsv2i_free(l->mem, text);
+    return status;
+}
+
+/* tokenizer_config.json is text, or NULL. */
+static dsv2_status load_tokenizer(struct loader *l, const char *config, size_t n_config)
+{
+    static const char name[] = "tokenizer.json", config_name[] = "tokenizer_config.json";
+    dsv2_model *m = l->m;
+    dsv2_status status;
+    char *text;
+    size_t n;
+    int exists;
+
+    DSV2I_TRY(dsv2i_chat_parse(l->mem, config_name, config, n_config, &m->chat));
+    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
+    if (!exists)
+        return DSV2_OK;
+    DSV2I_TRY(dsv2i_files_load(&l->files, name, MAX_TOKENIZER, &text, &n));
+    status = dsv2i_tokenizer_parse(l->mem, name, text, n, config_name, config, n_config, m->config.shape.vocab_size,
+                                   m->config.bos_token_id, &m->tokenizer);
+    dsv2i_free(l->mem, text);
+    return status;
+}
+
+static dsv2_status load_text_files(struct loader *l)
+{
+    static const char name[] = "tokenizer_config.json";
+    dsv2_status status;
+    char *text = NULL;
+    size_t n = 0;
+    int exists;
+
+    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
+    if (exists)
+        DSV2I_TRY(dsv2i_files_load(&l->files, name, MAX_TOKENIZER_CONFIG, &text, &n));
+    status = load_tokenizer(l, text, n);
+    dsv2i_free(l->mem, text);
+    return status;
+}
+
+/* Tokenizer, tables and norms: what the model holds besides the weights. */
+static uint64_t other_bytes(const dsv2_model *m)
+{
+    const struct dsv2i_shape *p = &m->config.shape;
+    uint64_t floats = (uint64_t)p->hidden_size, tables = sizeof *m;
+
+    for (int32_t i = 0; i < p->num_hidden_layers; i++) {
+        floats += 2 * (uint64_t)p->hidden_size + (uint64_t)p->kv_lora_rank + (uint64_t)p->q_lora_rank;
+        tables += sizeof(struct dsv2i_layer);
+        if (dsv2i_config_is_moe(&m->config, i))
+            tables += (uint64_t)p->n_routed_experts * sizeof(struct dsv2i_ffn);
+    }
+    return floats * sizeof(float) + tables + (m->tokenizer ? dsv2i_tokenizer_memory(m->tokenizer) : 0);
+}
+
+static void fill_info(struct loader *l)
+{
+    static const char *const names[] = {"", "F32", "BF16", "F16"};
+    dsv2_model *m = l->m;
+    const struct dsv2i_config *c = &m->config;
+    const struct dsv2i_shape *p = &c->shape;
+    int32_t dtype = c->dtype ? c->dtype : DSV2I_BF16;
+
+    m->info = (dsv2_model_info){
+        .struct_size = sizeof m->info,
+        .vocab_size = p->vocab_size, .hidden_size = p->hidden_size, .num_hidden_layers = p->num_hidden_layers,
+        .num_attention_heads = p->num_attention_heads, .q_lora_rank = p->q_lora_rank, .kv_lora_rank = p->kv_lora_rank,
+        .qk_nope_head_dim = p->qk_nope_head_dim, .qk_rope_head_dim = p->qk_rope_head_dim, .v_head_dim = p->v_head_dim,
+        .intermediate_size = p->intermediate_size, .moe_intermediate_size = p->moe_intermediate_size,
+        .n_routed_experts = p->n_routed_experts, .n_shared_experts = p->n_shared_experts,
+        .num_experts_per_tok = p->num_experts_per_tok, .n_group = c->n_group, .topk_group = c->topk_group,
+        .first_k_dense_replace = c->first_k_dense_replace, .moe_layer_freq = c->moe_layer_freq,
+        .max_position_embeddings = c->max_position_embeddings, .bos_token_id = c->bos_token_id,
+        .eos_token_id = c->n_eos ? c->eos_token_id[0] : -1,
+        .n_tokens = m->tokenizer ? dsv2i_tokenizer_count(m->tokenizer) : 0, .has_tokenizer = m->tokenizer != NULL,
+        .chat_template = dsv2i_chat_kind(m->chat), .routed_scaling_factor = c->route.routed_scaling_factor,
+        .rope_theta = c->rope_theta, .softmax_scale = c->softmax_scale,
+        .kv_elements_per_token = (uint64_t)(p->kv_lora_rank + p->qk_rope_head_dim) * (uint64_t)p->num_hidden_layers,
+    };
+    dsv2i_config_parameters(c, &m->info.parameters, &m->info.active_parameters);
+    m->info.weight_bytes = m->info.parameters * dsv2i_dtype_size(dtype);
+    if (l->set) {
+        m->info.weight_bytes = data_bytes(l->set);
+        dtype = DSV2I_F32;
+        for (int32_t d = DSV2I_BF16; d <= DSV2I_F16; d++) {
+            if (l->bytes_of[d] > l->bytes_of[dtype])
+                dtype = d;
+        }
+    }
+    strcpy(m->info.weight_dtype, names[dtype]);
+    m->other_memory = other_bytes(m);
+}
+
+/* ---- Model ----------------------------------------------------------------------------------------------------------- */
+
+static dsv2_status take_params(struct loader *l, const dsv2_model_params *params)
+{
+    static const char name[] = "dsv2_model_params";
+
+    dsv2_model_params_init(&l->params, sizeof l->params);
+    DSV2I_TRY(dsv2i_params_take(&l->params, sizeof l->params, params, name));
+    if (l->params.load_mode != DSV2_LOAD_MMAP && l->params.load_mode != DSV2_LOAD_READ)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: load_mode: %d is none of DSV2_LOAD_*", name, l->params.load_mode);
+    if (l->params.reserved != 0)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: reserved: %d is not 0", name, l->params.reserved);
+    if (!l->params.reader)
+        return DSV2_OK;
+    DSV2I_TRY(dsv2i_params_take(&l->reader, sizeof l->reader, l->params.reader, "dsv2_reader"));
+    if (!l->reader.size || !l->reader.read)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_reader: %s: is NULL", l->reader.size ? "read" : "size");
+    l->files.reader = &l->reader;
+    l->params.load_mode = DSV2_LOAD_READ;
+    return DSV2_OK;
+}
+
+static dsv2_status new_model(struct loader *l, dsv2_context *ctx, const char *folder)
+{
+    dsv2_model *m = dsv2i_calloc(l->mem, 1, sizeof *m);
+
+    if (!m)
+        return no_memory(l, "the model", sizeof *m);
+    atomic_init(&m->refs, 1);
+    m->ctx = ctx;
+    dsv2i_context_retain(ctx);
+    l->m = m;
+    m->folder = dsv2i_strndup(l->mem, folder, strlen(folder));
+    m->blobs = dsv2i_calloc(l->mem, 1, sizeof *m->blobs);
+    if (!m->folder || !m->blobs)
+        return no_memory(l, "the model", sizeof *m->blobs + strlen(folder));
+    return DSV2_OK;
+}
+
+/* All that can be known without reading weights: the first pass. */
+static dsv2_status examine(struct loader *l)
+{
+    dsv2_model *m = l->m;
+    int32_t n = 0;
+
+    DSV2I_TRY(load_config(l));
+    DSV2I_TRY(dsv2i_tensors_open(&l->files, l->mem, &l->set));
+    n = m->config.shape.num_hidden_layers;
+    m->layers = dsv2i_calloc(l->mem, (size_t)n, sizeof *m->layers);
+    if (!m->layers)
+        return no_memory(l, "layers", (uint64_t)n * sizeof *m->layers);
+    DSV2I_TRY(bind_all(l));
+    DSV2I_TRY(check_unknown(l));
+    DSV2I_TRY(load_text_files(l));
+    fill_info(l);
+    return DSV2_OK;
+}
+
+static dsv2_status load(struct loader *l, dsv2_context *ctx, const char *folder, const dsv2_model_params *params)
+{
+    DSV2I_TRY(take_params(l, params));
+    DSV2I_TRY(new_model(l, ctx, folder));
+    DSV2I_TRY(examine(l));
+    return place_weights(l);
+}
+
+dsv2_status dsv2i_model_load(dsv2_context *ctx, const char *folder, const dsv2_model_params *params, dsv2_model **out)
+{
+    struct loader l = {.mem = &ctx->mem, .files = {&ctx->mem, folder, NULL}};
+    dsv2_status status = load(&l, ctx, folder, params);
+
+    dsv2i_tensors_close(l.set);
+    if (status != DSV2_OK)
+        dsv2i_model_release(l.m);
+    *out = status == DSV2_OK ? l.m : NULL;
+    return status;
+}
+
+static dsv2_status inspect(struct loader *l, dsv2_context *ctx, const char *folder, const dsv2_model_params *params)
+{
+    int weights;
+
+    DSV2I_TRY(take_params(l, params));
+    DSV2I_TRY(new_model(l, ctx, folder));
+    DSV2I_TRY(dsv2i_tensors_exist(&l->files, &weights));
+    if (weights)
+        return examine(l);
+    DSV2I_TRY(load_config(l));
+    DSV2I_TRY(load_text_files(l));
+    fill_info(l);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2i_model_inspect(dsv2_context *ctx, const char *folder, const dsv2_model_params *params,
+                                const dsv2_session_params *session, dsv2_model_info *info, dsv2_memory *memory)
+{
+    struct loader l = {.mem = &ctx->mem, .files = {&ctx->mem, folder, NULL}};
+    dsv2_status status = inspect(&l, ctx, folder, params);
+
+    if (status == DSV2_OK) {
+        *info = l.m->info;
+        status = dsv2i_session_estimate(ctx, &l.m->config, session, l.m->info.weight_bytes, l.m->other_memory, memory);
+    }
+    dsv2i_tensors_close(l.set);
+    dsv2i_model_release(l.m);
+    return status;
+}
+
+void dsv2i_model_retain(dsv2_model *m)
+{
+    atomic_fetch_add(&m->refs, 1);
+}
+
+static void free_blobs(const struct dsv2i_hooks *mem, struct dsv2i_blobs *blobs)
+{
+    if (!blobs)
+        return;
+    for (int32_t f = 0; f < blobs->n_files; f++) {
+        if (blobs->file[f].map)
+            dsv2i_files_unmap(blobs->file[f].map, blobs->file[f].map_bytes);
+    }
+    while (blobs->blocks) {
+        struct block *next = blobs->blocks->next;
+
+        dsv2i_free(mem, blobs->blocks);
+        blobs->blocks = next;
+    }
+    dsv2i_free(mem, blobs->file);
+    dsv2i_free(mem, blobs);
+}
+
+void dsv2i_model_release(dsv2_model *m)
+{
+    dsv2_context *ctx;
+
+    if (!m || atomic_fetch_sub(&m->refs, 1) != 1)
+        return;
+    ctx = m->ctx;
+    free_blobs(&ctx->mem, m->blobs);
+    for (int32_t i = 0; m->layers && i < m->config.shape.num_hidden_layers; i++)
+        dsv2i_free(&ctx->mem, m->layers[i].experts);
+    dsv2i_free(&ctx->mem, m->layers);
+    if (m->tokenizer)
+        dsv2i_tokenizer_free(m->tokenizer);
+    if (m->chat)
+        dsv2i_chat_free(m->chat);
+    dsv2i_free(&ctx->mem, m->folder);
+    dsv2i_free(&ctx->mem, m);
+    dsv2i_context_release(ctx); /* last: its hooks freed the rest */
+}

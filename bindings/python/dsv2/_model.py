@@ -1,0 +1,359 @@
+"""Context and Model: loading, tokens and text, chat templates.
+
+SPDX-License-Identifier: MIT
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from dataclasses import dataclass
+from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union)
+
+from . import _lib
+from ._errors import check
+from ._lib import lib
+
+if TYPE_CHECKING:
+    from ._session import Score, Session
+
+Message = Mapping[str, str]
+"""A chat message as everywhere in the Hugging Face world: {"role": "user", "content": "Hello"}."""
+
+Progress = Callable[[int, int], Optional[bool]]
+"""Called with (done, total); returning False cancels, as does an exception, which then comes out of the call."""
+
+PathLike = Union[str, "os.PathLike[str]"]
+_Self = TypeVar("_Self", bound="Handle")
+
+CPU_LEVELS = {"best": _lib.CPU_BEST, "reference": _lib.CPU_REFERENCE, "avx2": _lib.CPU_AVX2, "avx512": _lib.CPU_AVX512}
+KV_TYPES = {"bf16": _lib.KV_BF16, "f32": _lib.KV_F32}
+ATTENTION = {"absorbed": _lib.ATTENTION_ABSORBED, "expanded": _lib.ATTENTION_EXPANDED, "auto": _lib.ATTENTION_AUTO}
+CHAT_TEMPLATES = {_lib.CHAT_NONE: None, _lib.CHAT_V2: "V2", _lib.CHAT_V25: "V2.5", _lib.CHAT_UNKNOWN: "unknown"}
+
+
+def choose(name: str, value: str, table: Mapping[str, int]) -> int:
+    """The number of a named choice."""
+    if value not in table:
+        raise ValueError(f"{name}: {value!r} is none of {', '.join(table)}")
+    return table[value]
+
+
+class Owner:
+    """What frees a C object: it lives as long as anything that points into the object's memory."""
+
+    def __init__(self, pointer: ctypes.c_void_p, free: Callable[[ctypes.c_void_p], None]):
+        self.pointer = pointer
+        weakref.finalize(self, free, pointer)
+
+
+class Handle:
+    """A C object, freed when closed or collected.  A context manager."""
+
+    def __init__(self, pointer: ctypes.c_void_p, free: Callable[[ctypes.c_void_p], None]):
+        self._owner: Optional[Owner] = Owner(pointer, free)
+
+    @property
+    def owner(self) -> Owner:
+        if self._owner is None:
+            raise ValueError(f"this {type(self).__name__} is closed")
+        return self._owner
+
+    @property
+    def pointer(self) -> ctypes.c_void_p:
+        """The C object, for calling functions of dsv2.h that this package does not wrap."""
+        return self.owner.pointer
+
+    def close(self) -> None:
+        """Give the object up; it goes when nothing else uses it.  Closing twice is allowed."""
+        self._owner = None
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException], trace: Any) -> None:
+        self.close()
+
+
+class Callback:
+    """A Python function as a C callback that cancels: an exception is kept, and raised after the call that it ended."""
+
+    def __init__(self) -> None:
+        self.raised: Optional[BaseException] = None
+
+    def guard(self, function: Callable[[], Optional[bool]]) -> int:
+        try:
+            return int(function() is False)
+        except BaseException as e:  # it must not travel through C
+            self.raised = e
+            return 1
+
+    def check(self, status: int) -> None:
+        raised, self.raised = self.raised, None
+        if raised is not None:
+            raise raised
+        check(status)
+
+
+def progress_callback(progress: Optional[Progress], state: Callback) -> Any:
+    if progress is None:
+        return _lib.ProgressFn()
+    call = progress
+    return _lib.ProgressFn(lambda _user, done, total: state.guard(lambda: call(done, total)))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts of a model.  Names are those of config.json; None where the model has no such thing."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    q_lora_rank: Optional[int]
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    n_group: int
+    topk_group: int
+    first_k_dense_replace: int
+    moe_layer_freq: int
+    max_position_embeddings: int
+    bos_token_id: Optional[int]
+    eos_token_id: Optional[int]
+    n_tokens: int  #: ids below have a token; from here to vocab_size - 1 are padding rows
+    has_tokenizer: bool
+    chat_template: Optional[str]  #: "V2", "V2.5", "unknown", or None
+    routed_scaling_factor: float
+    rope_theta: float
+    softmax_scale: float
+    parameters: int
+    active_parameters: int  #: used per token
+    weight_bytes: int
+    kv_elements_per_token: int
+    weight_dtype: str  #: of most weights: "BF16", "F16", "F32"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory in bytes of one model with one session whose context is full."""
+
+    weights: int
+    kv: int
+    kv_per_token: int
+    scratch: int
+    other: int
+    total: int
+    n_ctx: int  #: the context length that this is for
+
+
+def take_info(c: _lib.ModelInfo) -> ModelInfo:
+    values = {f[0]: getattr(c, f[0]) for f in c._fields_ if f[0] != "struct_size"}
+    values["q_lora_rank"] = c.q_lora_rank or None
+    for name in ("bos_token_id", "eos_token_id"):
+        values[name] = None if values[name] < 0 else values[name]
+    values["has_tokenizer"] = bool(c.has_tokenizer)
+    values["chat_template"] = CHAT_TEMPLATES[c.chat_template]
+    values["weight_dtype"] = c.weight_dtype.decode()
+    return ModelInfo(**values)
+
+
+def take_memory(c: _lib.Memory) -> Memory:
+    return Memory(**{f[0]: getattr(c, f[0]) for f in c._fields_ if f[0] not in ("struct_size", "reserved")})
+
+
+def version() -> Tuple[int, int, int]:
+    """Version of the loaded library."""
+    v = lib().dsv2_version()
+    return v // 1000000, v // 1000 % 1000, v % 1000
+
+
+class Context(Handle):
+    """Threads, instruction set, log.  Usually there is one per program; Model makes one if it is given none.
+
+    n_threads: worker threads; 0 is one per core.  cpu: "best", "reference", "avx2" or "avx512".  memory_bytes: memory that default
+    context lengths may count on; 0 is three quarters of the machine's.  log: called with (level, text), from any thread; level 1 is a
+    warning, 2 a note; an exception that it raises is lost.
+    """
+
+    def __init__(self, *, n_threads: int = 0, cpu: str = "best", memory_bytes: int = 0,
+                 log: Optional[Callable[[int, str], None]] = None):
+        params, pointer = _lib.ContextParams(), ctypes.c_void_p()
+        lib().dsv2_context_params_init(params, ctypes.sizeof(params))
+        params.n_threads, params.cpu_level, params.memory_bytes = n_threads, choose("cpu", cpu, CPU_LEVELS), memory_bytes
+        if log is not None:
+            call = log
+            # Kept with the object that frees the context: models keep the context alive after this handle is closed.
+            params.log = _lib.LogFn(lambda _user, level, text: call(level, text.decode(errors="replace")))
+        check(lib().dsv2_context_create(params, ctypes.byref(pointer)))
+        super().__init__(pointer, lib().dsv2_context_free)
+        self.log_callback = params.log
+
+
+class Model(Handle):
+    """Weights, tokenizer and chat template of the checkpoint in folder; shared by any number of sessions.
+
+    read=True reads the weights into memory instead of mapping them, so that the files may change afterwards.  progress is called with
+    the bytes done and their total.
+    """
+
+    def __init__(self, folder: PathLike, context: Optional[Context] = None, *, read: bool = False,
+                 progress: Optional[Progress] = None):
+        self.context = context or Context()
+        params, pointer, state = _lib.ModelParams(), ctypes.c_void_p(), Callback()
+        lib().dsv2_model_params_init(params, ctypes.sizeof(params))
+        params.load_mode = _lib.LOAD_READ if read else _lib.LOAD_MMAP
+        params.progress = progress_callback(progress, state)
+        state.check(lib().dsv2_model_load(self.context.pointer, os.fsencode(folder), params, ctypes.byref(pointer)))
+        super().__init__(pointer, lib().dsv2_model_free)
+        info = _lib.ModelInfo(struct_size=ctypes.sizeof(_lib.ModelInfo))
+        check(lib().dsv2_model_get_info(pointer, info))
+        self.info: ModelInfo = take_info(info)
+
+    # ---- tokens and text
+
+    def tokenize(self, text: Union[str, bytes], *, bos: bool = False, markers: bool = True, replace: bool = False) -> List[int]:
+        """Encode text.  bos: put the BOS in front, if the model's tokenizer does.  markers=False: text such as "<｜end▁of▁sentence｜>"
+        stays text.  replace: invalid UTF-8 becomes U+FFFD instead of an error."""
+        data = text.encode() if isinstance(text, str) else text
+        flags = bos * _lib.TOKENIZE_BOS | (not markers) * _lib.TOKENIZE_NO_MARKERS | replace * _lib.TOKENIZE_REPLACE
+        return self._ids(lambda *out: lib().dsv2_tokenize(self.pointer, data, len(data), flags, *out), len(data) + 1)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Decode ids; invalid sequences become U+FFFD."""
+        array = (ctypes.c_int32 * len(ids))(*ids)
+        flags = skip_special * _lib.DETOKENIZE_SKIP_SPECIAL
+        return self._text(lambda *out: lib().dsv2_detokenize(self.pointer, array, len(ids), flags, *out), 16 * len(ids))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; they may be a part of a UTF-8 sequence."""
+        data, n = ctypes.c_void_p(), ctypes.c_size_t()
+        check(lib().dsv2_token_bytes(self.pointer, token, ctypes.byref(data), ctypes.byref(n)))
+        return take_bytes(data, n)
+
+    def token_id(self, text: str) -> int:
+        """Id of the token whose text is exactly text."""
+        data, token = text.encode(), ctypes.c_int32()
+        check(lib().dsv2_token_find(self.pointer, data, len(data), ctypes.byref(token)))
+        return token.value
+
+    def is_eos(self, token: int) -> bool:
+        """Does this token end generation?"""
+        return bool(lib().dsv2_token_is_eos(self.pointer, token))
+
+    # ---- chat
+
+    def chat_text(self, messages: Iterable[Message], *, generate: bool = True) -> str:
+        """Messages as the checkpoint's chat template renders them; generate: with the assistant's prompt at the end."""
+        array, n = chat_messages(messages)
+        flags = generate * _lib.CHAT_GENERATE
+        room = 256 + sum(2 * m.n_content + 128 for m in array)
+        return self._text(lambda *out: lib().dsv2_chat_apply(self.pointer, array, ctypes.sizeof(_lib.ChatMessage), n, flags, *out), room)
+
+    def chat_tokens(self, messages: Iterable[Message], *, generate: bool = True, markers: bool = False) -> List[int]:
+        """The same as ids, with exactly one BOS.  Markers inside of contents stay text unless markers is True."""
+        array, n = chat_messages(messages)
+        flags = generate * _lib.CHAT_GENERATE | (not markers) * _lib.CHAT_NO_MARKERS
+        room = 64 + sum(m.n_content + 64 for m in array)
+        return self._ids(lambda *out: lib().dsv2_chat_tokenize(self.pointer, array, ctypes.sizeof(_lib.ChatMessage), n, flags, *out), room)
+
+    # ---- what else there is to do with a model
+
+    def session(self, *, n_ctx: int = 0, kv: str = "bf16", attention: str = "absorbed", n_batch: int = 256,
+                progress: Optional[Progress] = None) -> Session:
+        """A new, empty Session; see there."""
+        from ._session import Session
+        return Session(self, n_ctx=n_ctx, kv=kv, attention=attention, n_batch=n_batch, progress=progress)
+
+    def score(self, text: Union[str, Sequence[int]], *, context: Union[str, Sequence[int]] = "", n_ctx: int = 0,
+              overlap: Optional[int] = None) -> Score:
+        """How well the model foretells text after BOS and context; in overlapping windows where it does not fit n_ctx."""
+        with self.session(n_ctx=n_ctx) as session:
+            return session.score_text(text, context=context, overlap=overlap)
+
+    # Both ask again with the size needed when the guess was too small.
+    def _ids(self, call: Callable[..., int], room: int) -> List[int]:
+        n = ctypes.c_size_t()
+        while True:
+            array = (ctypes.c_int32 * room)()
+            status = call(array, room, ctypes.byref(n))
+            if status != _lib.ERR_BUFFER:
+                check(status)
+                return array[: n.value]
+            room = n.value
+
+    def _text(self, call: Callable[..., int], room: int) -> str:
+        n = ctypes.c_size_t()
+        while True:
+            buffer = ctypes.create_string_buffer(max(room, 1))
+            status = call(buffer, room, ctypes.byref(n))
+            if status != _lib.ERR_BUFFER:
+                check(status)
+                return buffer.raw[: n.value].decode()
+            room = n.value
+
+
+def take_bytes(data: ctypes.c_void_p, n: ctypes.c_size_t) -> bytes:
+    return ctypes.string_at(data, n.value) if n.value else b""
+
+
+def chat_messages(messages: Iterable[Message]) -> Tuple[Any, int]:
+    rows = []
+    for message in messages:
+        content = message["content"].encode()
+        rows.append(_lib.ChatMessage(message["role"].encode(), content, len(content)))
+    return (_lib.ChatMessage * len(rows))(*rows), len(rows)
+
+
+def session_params(n_ctx: int, kv: str, attention: str, n_batch: int) -> _lib.SessionParams:
+    params = _lib.SessionParams()
+    lib().dsv2_session_params_init(params, ctypes.sizeof(params))
+    params.n_ctx, params.n_batch = n_ctx, n_batch
+    params.kv_type, params.attention = choose("kv", kv, KV_TYPES), choose("attention", attention, ATTENTION)
+    return params
+
+
+def inspect(folder: PathLike, context: Optional[Context] = None, *, n_ctx: int = 0, kv: str = "bf16", attention: str = "absorbed",
+            n_batch: int = 256) -> Tuple[ModelInfo, Memory]:
+    """What loading folder would give and take, without reading weights.  A folder with only config.json is enough."""
+    ctx = context or Context()
+    info, memory = _lib.ModelInfo(struct_size=ctypes.sizeof(_lib.ModelInfo)), _lib.Memory(struct_size=ctypes.sizeof(_lib.Memory))
+    check(lib().dsv2_model_inspect(ctx.pointer, os.fsencode(folder), None, session_params(n_ctx, kv, attention, n_batch), info, memory))
+    return take_info(info), take_memory(memory)
+
+
+class TextStream(Handle):
+    """Text from tokens as they come: incomplete UTF-8, and what may still become a stop string, is held back until it is certain.
+
+    stop: stop strings.  skip_special: leave out special tokens.  include_stop: cut behind the stop string instead of before it.
+    """
+
+    def __init__(self, model: Model, *, stop: Sequence[str] = (), skip_special: bool = True, include_stop: bool = False):
+        params, pointer = _lib.TextParams(), ctypes.c_void_p()
+        lib().dsv2_text_params_init(params, ctypes.sizeof(params))
+        params.stop = (ctypes.c_char_p * len(stop))(*(s.encode() for s in stop))
+        params.n_stop, params.skip_special, params.include_stop = len(stop), skip_special, include_stop
+        check(lib().dsv2_text_create(model.pointer, params, ctypes.byref(pointer)))
+        super().__init__(pointer, lib().dsv2_text_free)
+        self.model = model
+        self.stopped: bool = False  #: a stop string is complete; later tokens are ignored
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that can be shown now."""
+        data, n, stopped = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_int32()
+        check(lib().dsv2_text_push(self.pointer, token, ctypes.byref(data), ctypes.byref(n), ctypes.byref(stopped)))
+        self.stopped = bool(stopped.value)
+        return take_bytes(data, n).decode()
+
+    def finish(self) -> str:
+        """The rest.  The stream can be used again afterwards."""
+        data, n = ctypes.c_void_p(), ctypes.c_size_t()
+        check(lib().dsv2_text_finish(self.pointer, ctypes.byref(data), ctypes.byref(n)))
+        self.stopped = False
+        return take_bytes(data, n).decode()

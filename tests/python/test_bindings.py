@@ -1,0 +1,336 @@
+"""The Python package on the bundled model: each class, each rule that the docstrings promise.
+
+SPDX-License-Identifier: MIT
+"""
+import ctypes
+import gc
+import math
+import os
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+
+import dsv2
+from dsv2 import _lib
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+MODEL = Path(__file__).resolve().parents[2] / "examples" / "model"
+PROMPT = "Once upon a time"
+
+
+def setUpModule():
+    global model
+    model = dsv2.Model(MODEL)
+
+
+def tearDownModule():
+    model.close()
+
+
+class Loading(unittest.TestCase):
+    def test_version(self):
+        self.assertEqual(dsv2.version()[:2], _lib.VERSION)
+
+    def test_info_has_config_names(self):
+        self.assertEqual((model.info.kv_lora_rank, model.info.qk_rope_head_dim), (512, 64))
+        self.assertTrue(model.info.has_tokenizer)
+        self.assertEqual(model.info.chat_template, "V2")
+
+    def test_inspect_agrees_with_loading(self):
+        info, memory = dsv2.inspect(MODEL, n_ctx=128)
+        self.assertEqual(info, model.info)
+        with model.session(n_ctx=128) as session:
+            self.assertEqual(session.memory.total, memory.total)
+        self.assertEqual(memory.total, memory.weights + memory.kv + memory.scratch + memory.other)
+
+    def test_inspect_needs_only_the_config(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            Path(tmp, "config.json").write_bytes((MODEL / "config.json").read_bytes())
+            self.assertEqual(dsv2.inspect(tmp)[0].parameters, model.info.parameters)
+
+    def test_errors_carry_status_and_text(self):
+        with self.assertRaises(dsv2.FileError) as e:
+            dsv2.Model("/nonexistent/model")
+        self.assertEqual(e.exception.name, "DSV2_ERR_IO")
+        self.assertIn("/nonexistent/model", str(e.exception))
+        with tempfile.TemporaryDirectory() as tmp:
+            Path(tmp, "config.json").write_text('{"model_type": "llama"}')
+            with self.assertRaises(dsv2.Error) as e:
+                dsv2.inspect(tmp)
+            self.assertIn("model_type", str(e.exception))
+        with self.assertRaisesRegex(ValueError, "cpu: 'mmx'"):
+            dsv2.Context(cpu="mmx")
+
+    def test_progress_is_called_and_cancels(self):
+        seen = []
+        dsv2.Model(MODEL, read=True, progress=lambda done, total: seen.append((done, total))).close()
+        self.assertEqual(seen[-1][0], seen[-1][1])
+        with self.assertRaises(dsv2.CancelledError):
+            dsv2.Model(MODEL, read=True, progress=lambda done, total: False)
+
+    def test_an_exception_in_a_callback_comes_out(self):
+        def fail(done, total):
+            raise KeyError("mine")
+
+        with self.assertRaisesRegex(KeyError, "mine"):
+            dsv2.Model(MODEL, read=True, progress=fail)
+
+    def test_closed_objects_say_so(self):
+        session = model.session(n_ctx=64)
+        session.close()
+        session.close()
+        with self.assertRaisesRegex(ValueError, "Session is closed"):
+            session.prefill([1])
+
+    def test_session_outlives_model_handle(self):
+        own = dsv2.Model(MODEL)
+        session = own.session(n_ctx=64)
+        own.close()
+        gc.collect()
+        session.prefill([1, 2, 3])
+        self.assertEqual(session.position, 3)
+
+
+class Text(unittest.TestCase):
+    def test_round_trip(self):
+        for text in (PROMPT, "", "a\0b", "Füße, naïve, 你好, 😀👍🏽", "  two  spaces\n\n"):
+            self.assertEqual(model.detokenize(model.tokenize(text)), text)
+
+    def test_bos(self):
+        self.assertEqual(model.tokenize("a", bos=True), [model.info.bos_token_id] + model.tokenize("a"))
+
+    def test_markers(self):
+        eos = model.detokenize([model.info.eos_token_id])
+        self.assertEqual(model.tokenize(eos), [model.info.eos_token_id])
+        self.assertNotIn(model.info.eos_token_id, model.tokenize(eos, markers=False))
+        self.assertEqual(model.token_id(eos), model.info.eos_token_id)
+        self.assertTrue(model.is_eos(model.info.eos_token_id))
+        self.assertEqual(model.detokenize([model.info.eos_token_id], skip_special=True), "")
+
+    def test_invalid_utf8(self):
+        with self.assertRaises(dsv2.UTF8Error):
+            model.tokenize(b"a\xff")
+        self.assertEqual(model.detokenize(model.tokenize(b"a\xff", replace=True)), "a\ufffd")
+
+    def test_token_bytes(self):
+        ids = model.tokenize("😀")
+        self.assertEqual(b"".join(map(model.token_bytes, ids)), "😀".encode())
+        with self.assertRaises(dsv2.InvalidError):
+            model.token_bytes(model.info.vocab_size)
+
+    def test_long_texts_find_their_room(self):
+        text = "\u4e00 " * 5000
+        self.assertEqual(model.detokenize(model.tokenize(text)), text)
+
+    def test_stream(self):
+        ids = model.tokenize("Hi 😀, stop here, not there")
+        with dsv2.TextStream(model, stop=["stop"]) as stream:
+            pieces = [stream.push(t) for t in ids]
+            self.assertTrue(stream.stopped)
+            self.assertEqual("".join(pieces) + stream.finish(), "Hi 😀, ")
+            self.assertFalse(stream.stopped)
+            self.assertEqual("".join(stream.push(t) for t in ids[:-1] if t) and "again", "again")
+        with dsv2.TextStream(model, stop=["stop"], include_stop=True) as stream:
+            self.assertEqual("".join(map(stream.push, ids)) + stream.finish(), "Hi 😀, stop")
+
+    def test_chat(self):
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+        text = model.chat_text(messages)
+        self.assertTrue(text.endswith("Be brief.\n\nUser: Hi\n\nAssistant:"), text)
+        ids = model.chat_tokens(messages)
+        self.assertEqual(ids, model.tokenize(text))
+        self.assertEqual(ids.count(model.info.bos_token_id), 1)
+        attack = [{"role": "user", "content": model.detokenize([model.info.eos_token_id])}]
+        self.assertNotIn(model.info.eos_token_id, model.chat_tokens(attack))
+        self.assertIn(model.info.eos_token_id, model.chat_tokens(attack, markers=True))
+
+
+class Sessions(unittest.TestCase):
+    def setUp(self):
+        self.session = model.session(n_ctx=256, kv="f32")
+        self.addCleanup(self.session.close)
+
+    def test_prompt_in_pieces_gives_the_same_bits(self):
+        ids = model.tokenize(PROMPT, bos=True)
+        self.session.prefill(ids)
+        whole = bytes(self.session.logits)
+        with model.session(n_ctx=256, kv="f32") as other:
+            for token in ids:
+                other.prefill([token])
+            self.assertEqual(bytes(other.logits), whole)
+            self.assertEqual(other.tokens, ids)
+
+    @unittest.skipUnless(numpy, "no numpy")
+    def test_logits_are_a_read_only_view(self):
+        self.session.prefill([1, 2, 3])
+        logits = self.session.logits
+        self.assertEqual((logits.shape, logits.dtype), ((model.info.vocab_size,), numpy.float32))
+        self.assertFalse(logits.flags.writeable)
+        self.assertFalse(logits.flags.owndata)
+        address = logits.ctypes.data
+        self.assertEqual(self.session.logits.ctypes.data, address)  # no copy
+        kept = logits.copy()
+        self.session.close()
+        gc.collect()
+        numpy.testing.assert_array_equal(logits, kept)  # the view keeps the memory
+
+    @unittest.skipUnless(numpy, "no numpy")
+    def test_logprobs_are_log_softmax(self):
+        self.session.prefill([1, 2, 3])
+        x = self.session.logits.astype(numpy.float64)
+        expected = x - x.max() - math.log(numpy.exp(x - x.max()).sum())
+        top = self.session.logprobs(5, also=7)
+        order = numpy.lexsort((numpy.arange(x.size), -x))
+        self.assertEqual([t.token for t in top[:5]], order[:5].tolist())
+        self.assertTrue(len(top) == 6 and top[5].token == 7 or 7 in order[:5])
+        for t in top:
+            self.assertAlmostEqual(t.logprob, expected[t.token], places=4)
+            self.assertEqual(t.rank, 1 + int((x > x[t.token]).sum()))
+
+    def test_state_errors(self):
+        with self.assertRaises(dsv2.StateError):
+            self.session.logits
+        with self.assertRaises(dsv2.InvalidError):
+            self.session.prefill([model.info.vocab_size])
+        with self.assertRaises(dsv2.ContextFullError):
+            self.session.prefill([1] * 257)
+        self.assertEqual((self.session.position, self.session.capacity), (0, 256))
+
+    def test_truncate_and_fork(self):
+        ids = model.tokenize(PROMPT, bos=True)
+        self.session.prefill(ids)
+        with self.session.fork() as other:
+            other.decode(5)
+            self.assertEqual((self.session.tokens, other.tokens), (ids, ids + [5]))
+        self.session.truncate(2)
+        self.assertEqual(self.session.tokens, ids[:2])
+
+    def test_cancel_from_another_thread(self):
+        entered = threading.Event()
+        with model.session(n_ctx=1024, n_batch=1, progress=lambda done, total: entered.set()) as session:
+            thread = threading.Thread(target=lambda: (entered.wait(), session.cancel()))
+            thread.start()
+            with self.assertRaises(dsv2.CancelledError):
+                session.prefill([1] * 1000)
+            thread.join()
+            self.assertEqual(session.position, 0)
+            session.prefill([1])  # the request is spent
+
+    def test_score_matches_logprobs(self):
+        ids = model.tokenize(PROMPT, bos=True)
+        scores = self.session.score(ids)
+        self.assertTrue(math.isnan(scores[0].logprob))
+        self.assertEqual([s.token for s in scores], ids)
+        with model.session(n_ctx=64, kv="f32") as other:
+            other.prefill(ids[:-1])
+            (top, *_), last = other.logprobs(1, also=ids[-1]), other.logprobs(1, also=ids[-1])[-1]
+            self.assertAlmostEqual(scores[-1].logprob, last.logprob, places=4)
+            self.assertEqual((scores[-1].rank, scores[-1].top_token), (last.rank, top.token))
+
+    def test_score_in_windows(self):
+        text = "The king went to the castle. " * 20
+        score = model.score(text)
+        self.assertEqual(len(score.tokens), len(model.tokenize(text)))
+        self.assertAlmostEqual(score.perplexity, math.exp(-score.logprob / len(score.tokens)))
+        with model.session(n_ctx=48) as small:
+            windows = small.score_text(text)
+        self.assertEqual([t.token for t in windows.tokens], [t.token for t in score.tokens])
+        self.assertEqual([t.rank for t in windows.tokens[:40]], [t.rank for t in score.tokens[:40]])
+
+
+class Generating(unittest.TestCase):
+    def setUp(self):
+        self.session = model.session(n_ctx=256)
+        self.addCleanup(self.session.close)
+
+    def test_stream_equals_text(self):
+        with self.session.fork() as other:
+            whole = other.generate(PROMPT, max_tokens=20, temperature=0)
+            text = whole.text()
+        running = self.session.generate(PROMPT, max_tokens=20, temperature=0)
+        self.assertEqual("".join(list(running)), text)
+        self.assertEqual(running.tokens, whole.tokens)
+        self.assertIn(running.finish_reason, ("length", "eos"))
+        self.assertEqual(self.session.tokens, model.tokenize(PROMPT, bos=True) + running.tokens)
+
+    def test_seed(self):
+        def write(seed):
+            self.session.truncate(0)
+            return self.session.generate(PROMPT, max_tokens=20, temperature=1.0, seed=seed).text()
+
+        self.assertEqual(write(1), write(1))
+        self.assertGreater(len({write(seed) for seed in range(5)}), 1)
+
+    def test_stop_string(self):
+        full = self.session.generate(PROMPT, max_tokens=30, temperature=0).text()
+        stop = full[5:8]
+        self.session.truncate(0)
+        run = self.session.generate(PROMPT, max_tokens=30, temperature=0, stop=stop)
+        self.assertEqual(run.text(), full[: full.index(stop)])
+        self.assertEqual(run.finish_reason, "stop")
+
+    def test_bias_and_min_tokens(self):
+        self.session.prefill(model.tokenize(PROMPT, bos=True))
+        best = self.session.logprobs(2)
+        token, logprob = self.session.sample(dsv2.Sampling(temperature=0))
+        self.assertEqual(token, best[0].token)
+        self.assertAlmostEqual(logprob, best[0].logprob, places=4)
+        token, _ = self.session.sample(dsv2.Sampling(temperature=0, logit_bias={token: -100}))
+        self.assertEqual(token, best[1].token)
+        with self.assertRaisesRegex(dsv2.InvalidError, "top_p"):
+            self.session.sample(dsv2.Sampling(top_p=1.5))
+
+    @unittest.skipUnless(numpy, "no numpy")
+    def test_logits_callback(self):
+        self.session.prefill([1])
+
+        def only_nine(logits):
+            logits[:] = -1e30
+            logits[9] = 0
+
+        self.assertEqual(self.session.sample(dsv2.Sampling(callback=only_nine))[0], 9)
+        with self.assertRaises(dsv2.CancelledError):
+            self.session.sample(dsv2.Sampling(callback=lambda logits: False))
+        with self.assertRaises(ZeroDivisionError):
+            self.session.sample(dsv2.Sampling(callback=lambda logits: 1 // 0))
+
+    def test_context_full_ends_generation(self):
+        with model.session(n_ctx=16) as small:
+            run = small.generate([1] * 10, max_tokens=100, temperature=0, min_tokens=100)
+            run.text()
+            self.assertEqual(run.finish_reason, "context")
+            self.assertEqual(small.position, 16)
+
+    def test_chat_reuses_the_past(self):
+        messages = [{"role": "user", "content": "Hello"}]
+        answer = self.session.chat(messages, max_tokens=8, temperature=0).text()
+        kept = self.session.tokens
+        messages += [{"role": "assistant", "content": answer.removeprefix(" ")}, {"role": "user", "content": "More"}]
+        ids = model.chat_tokens(messages)
+        self.assertEqual(ids[:8], kept[:8])
+        self.session.chat(messages, max_tokens=1, temperature=0).text()
+        self.assertEqual(self.session.tokens[: len(ids)], ids)
+
+
+class Library(unittest.TestCase):
+    def test_log_callback_and_paths(self):
+        self.assertEqual(_lib._candidates("/a/libdsv2.so.0"), ["/a/libdsv2.so.0"])
+        with tempfile.TemporaryDirectory() as tmp:
+            Path(tmp, "lib").mkdir()
+            Path(tmp, "lib", _lib.SONAME).touch()
+            self.assertEqual(_lib._candidates(tmp), [os.path.join(tmp, "lib", _lib.SONAME)])
+        with dsv2.Context(log=lambda level, text: None, n_threads=1) as context, dsv2.Model(MODEL, context) as one:
+            self.assertEqual(one.info, model.info)
+
+    def test_pointer_is_usable_with_ctypes(self):
+        self.assertIsInstance(model.pointer, ctypes.c_void_p)
+        self.assertEqual(_lib.lib().dsv2_token_is_eos(model.pointer, model.info.eos_token_id), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

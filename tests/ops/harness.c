@@ -127,8 +127,8 @@ struct dsv2i_weight make_weight(int dtype, int rows, int cols, float scale)
 {
     size_t n = (size_t)rows * (size_t)cols;
     struct dsv2i_weight w = { dtype, rows, cols, NULL, NULL };
-    /* Checkpoints align an element to its own size and to no more. */
-    char *block = need(n * dsv2i_dtype_size(dtype) + 64, 1), *data = block + dsv2i_dtype_size(dtype);
+    /* Checkpoints align an element to its own size and to no more; nothing may be read behind the last. */
+    char *block = need(n + 1, dsv2i_dtype_size(dtype)), *data = block + dsv2i_dtype_size(dtype);
 
     for (size_t i = 0; i < n; i++) {
         float f = uniform(-scale, scale);

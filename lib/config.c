@@ -398,7 +398,8 @@ static dsv2_status read_rotation(const struct src *s, struct dsv2i_config *c)
         b = a;
     }
     if (!(c->rope_theta > 0) || (b.yarn && c->rope_theta <= 1))
-        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: rope_theta: must be greater than %d, is %g", s->file, b.yarn, c->rope_theta);
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %srope_theta: must be greater than %d, is %g", s->file,
+                          dsv2i_json_get(new.object, "rope_theta") ? "rope_parameters." : "", b.yarn, c->rope_theta);
     return derive_rope(s, &b, c);
 }
 

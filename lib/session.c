@@ -258,14 +258,14 @@ static dsv2_status advance(dsv2_session *s, const int32_t *tokens, int32_t n, in
 dsv2_status dsv2i_session_advance(dsv2_session *s, const int32_t *tokens, size_t n, int decoded, dsv2_token_score *scores,
                                   size_t score_size)
 {
-    int32_t vocab = s->model->config.shape.vocab_size, *rows;
+    int32_t vocab = s->model->config.shape.vocab_size, had_logits = s->has_logits, *rows;
     dsv2_status status;
 
+    if (n > (size_t)(s->n_ctx - s->pos))
+        return dsv2i_fail(DSV2_ERR_CONTEXT_FULL, "session: %zu tokens do not fit: %d of n_ctx %d are used", n, s->pos, s->n_ctx);
     for (size_t i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= vocab)
             return dsv2i_fail(DSV2_ERR_INVALID, "tokens[%zu]: %d is not in 0..%d (vocab_size - 1)", i, tokens[i], vocab - 1);
-    if (n > (size_t)(s->n_ctx - s->pos))
-        return dsv2i_fail(DSV2_ERR_CONTEXT_FULL, "session: %zu tokens do not fit: %d of n_ctx %d are used", n, s->pos, s->n_ctx);
     DSV2I_TRY(make_room(s, n, &rows));
     if (atomic_exchange(&s->cancelled, 0))
         status = dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");
@@ -274,6 +274,7 @@ dsv2_status dsv2i_session_advance(dsv2_session *s, const int32_t *tokens, size_t
     dsv2i_free(&s->model->ctx->mem, rows);
     if (status != DSV2_OK) {
         dsv2i_kv_truncate(&s->kv, s->pos);
+        s->has_logits = had_logits;
         return status;
     }
     memcpy(s->tokens + s->pos, tokens, n * sizeof *tokens);

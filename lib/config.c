@@ -518,7 +518,14 @@ void dsv2i_config_parameters(const struct dsv2i_config *c, uint64_t *total, uint
 void dsv2i_generation_default(const struct dsv2i_config *config, struct dsv2i_generation *out)
 {
     *out = (struct dsv2i_generation){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .n_eos = config->n_eos};
-    memcpy(out->eos_token_id, config->eos_token_id, sizeof out->eos_token_id);
+    memcpy(out->eos_token_id, config->eos_token_id, sizeof config->eos_token_id);
+}
+
+static int has_id(const int32_t *ids, int32_t n, int32_t id)
+{
+    while (n > 0 && ids[n - 1] != id)
+        n--;
+    return n > 0;
 }
 
 /* A number, or its default where the key is absent or null: these files are full of nulls. */
@@ -551,7 +558,12 @@ static dsv2_status read_generation(const struct src *s, const struct dsv2i_confi
     DSV2I_TRY(read_int_or_null(s, "min_new_tokens", 0, MAX_POSITIONS, 0, 0, &g->min_tokens));
     if (is_absent(s, "eos_token_id"))
         return DSV2_OK;
-    return read_eos(s, config->shape.vocab_size, g->eos_token_id, &g->n_eos);
+    DSV2I_TRY(read_eos(s, config->shape.vocab_size, g->eos_token_id, &g->n_eos));
+    for (int32_t i = 0; i < config->n_eos; i++) {
+        if (!has_id(g->eos_token_id, g->n_eos, config->eos_token_id[i]))
+            g->eos_token_id[g->n_eos++] = config->eos_token_id[i];
+    }
+    return DSV2_OK;
 }
 
 dsv2_status dsv2i_generation_parse(const char *file, const char *text, size_t n, const struct dsv2i_config *config,

@@ -26,7 +26,7 @@ struct dsv2i_generation {
     int32_t do_sample; /* 0: greedy, i.e. temperature 0 */
     double temperature, top_p, min_p, repetition_penalty;
     int32_t top_k, min_tokens; /* top_k 0: off */
-    int32_t eos_token_id[DSV2I_MAX_EOS], n_eos;
+    int32_t eos_token_id[2 * DSV2I_MAX_EOS], n_eos; /* those of generation_config.json, then others of config.json */
 };
 
 /* Layer l is MoE iff n_routed_experts > 0, l >= first_k_dense_replace and l % moe_layer_freq == 0 (spec 3.1). */

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #define MAX_DEPTH 64
+#define MAX_INTEGER 9007199254740992.0 /* 2^53: every integer up to it is a double */
 #define MAX_NUMBER 62           /* cJSON looks at 63 characters of a number */
 #define MAX_VALUES (1 << 22)    /* each costs cJSON some 80 bytes: keeps "[0,0,0,..." from taking gigabytes */
 
@@ -479,8 +480,8 @@ dsv2_status dsv2i_json_int_or(const char *file, const char *path, const cJSON *o
     *out = fallback;
     if (!v)
         return DSV2_OK;
-    if (!cJSON_IsNumber(v) || v->valuedouble != floor(v->valuedouble) || v->valuedouble < (double)lo
-        || v->valuedouble > (double)hi) {
+    if (!cJSON_IsNumber(v) || v->valuedouble != floor(v->valuedouble) || fabs(v->valuedouble) > MAX_INTEGER
+        || v->valuedouble < (double)lo || v->valuedouble > (double)hi) {
         snprintf(wanted, sizeof wanted, "an integer from %lld to %lld", (long long)lo, (long long)hi);
         return wrong(file, path, key, wanted, v);
     }

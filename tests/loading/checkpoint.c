@@ -337,7 +337,7 @@ static void build_weights(const struct ck *c, int shard, struct ck_files *out)
         n += x->bytes;
     }
     append(&t, "}");
-    while (t.n % 8)
+    while (t.n % 8 != (size_t)c->header_rest)
         append(&t, " ");
     shard_name(c, shard, name, sizeof name);
     ck_put_safetensors(out, name, t.p, -1, n);

@@ -24,6 +24,7 @@ struct ck {
     int n_keys;
     struct ck_tensor tensor[160];
     int n_tensors, n_shards; /* 0 shards: model.safetensors */
+    int header_rest;         /* of the header's length divided by 8: 0 aligns the data section */
 };
 
 struct ck_file {

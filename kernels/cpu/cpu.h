@@ -16,29 +16,21 @@
 
 enum {
     TILE_ROWS = 4,     /* rows, and weight rows, that an inner loop holds in registers */
-    PANEL_ROWS = 16,   /* weight rows converted to fp32 together */
-    PANEL_COLS = 512,  /* and how many of their columns: 32 KiB */
-    BLOCK_ROWS = 64,   /* rows that use such a panel before the next */
-    MAX_LANES = 16,
+    BLOCK_ROWS = 64,   /* rows, */
+    BLOCK_COLS = 32,   /* and weight rows, of a product that is done before the next: they stay in the second-level cache */
     ATTEND_TILE = 64,  /* rows x heads that share a pass over the keys */
     SCORE_COLUMNS = 4096, SCORE_ROWS = 256,
     MOE_SLOTS = 8192   /* rows x top_k taken through the experts together */
 };
 
-/* Inner loops.  Sums over k of x w run as `lanes` partial sums, lane l taking k = l, l + lanes, ... in ascending order, joined by
- * one fixed tree: in dot, and in tile + reduce, which therefore agree bit for bit. */
+/* Inner loops. */
 struct dsv2i_inner {
-    int32_t lanes;
     /* dst = src as fp32, n elements */
     void (*widen)(float *dst, const void *src, int32_t dtype, size_t n);
-    /* y[i * ldy + j] = x[i] . w row j; m <= TILE_ROWS, any n */
+    /* y[i * ldy + j] = x[i] . w row j; m <= TILE_ROWS, any n.  Partial sums, one per lane of a vector, take every lanes-th product in
+     * ascending order and are joined by one fixed tree */
     void (*dot)(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
                 int32_t k);
-    /* acc (m, PANEL_ROWS, lanes) += products of x[i] and panel (n, PANEL_COLS) over k; it starts from 0 if first.
-     * m <= TILE_ROWS, n a multiple of TILE_ROWS, k a multiple of lanes unless it is the last piece */
-    void (*tile)(float *acc, const float *const *x, int32_t m, const float *panel, int32_t n, int32_t k, int first);
-    /* out[j] = sum of acc's j-th group of lanes; n a multiple of TILE_ROWS */
-    void (*reduce)(float *out, const float *acc, int32_t n);
     /* y[i] = scale[i] y[i] + sum over s, ascending, of p[i * ldp + s] c[s]; rows of cols elements.  scale NULL: y starts from 0 */
     void (*axpy)(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
                  size_t ldc, int32_t m, int32_t n, int32_t cols);
@@ -164,12 +156,12 @@ size_t dsv2i_score_floats(const struct dsv2i_shape *shape, int32_t n_rows);
 size_t dsv2i_size_mul(size_t a, size_t b);
 size_t dsv2i_size_add(size_t a, size_t b);
 
-/* out (m, PANEL_ROWS) = rows i0 .. i0+m-1 times weight rows j0 .. j0+n-1; m <= BLOCK_ROWS, n <= PANEL_ROWS. */
-void dsv2i_block(const struct dsv2i_cpu *be, int32_t thread, float *out, const struct dsv2i_rows *rows, int32_t i0, int32_t m,
+/* out (m, BLOCK_COLS) = rows i0 .. i0+m-1 times weight rows j0 .. j0+n-1; m <= BLOCK_ROWS, n <= BLOCK_COLS. */
+void dsv2i_block(const struct dsv2i_cpu *be, float *out, const struct dsv2i_rows *rows, int32_t i0, int32_t m,
                  const struct dsv2i_weight *w, int32_t j0, int32_t n);
 /* The two output blocks that a thread may use for it. */
 float *dsv2i_thread_out(const struct dsv2i_cpu *be, int32_t thread, int32_t which);
-/* Weight rows per task, a multiple of PANEL_ROWS: a few tasks for each thread when `copies` such matrices are run at once. */
+/* Weight rows per task, a multiple of BLOCK_COLS: a few tasks for each thread when `copies` such matrices are run at once. */
 int32_t dsv2i_task_columns(const struct dsv2i_cpu *be, int32_t columns, int32_t copies);
 
 /* h (n, ld = columns of w->gate) for weight rows j0..j1-1 of gate and up. */

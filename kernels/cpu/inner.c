@@ -53,10 +53,9 @@ static void add_products(float *acc, const float *x, const float *w, int32_t k)
     memcpy(acc, lane, sizeof lane);
 }
 
-static void reduce(float *out, const float *acc, int32_t n)
+static float sum_lanes(const float *a)
 {
-    for (int32_t j = 0; j < n; j++, acc += LANES)
-        out[j] = ((acc[0] + acc[4]) + (acc[2] + acc[6])) + ((acc[1] + acc[5]) + (acc[3] + acc[7]));
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 
 static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
@@ -75,17 +74,7 @@ static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const vo
                 add_products(acc[i], x[i] + k0, buf, nk);
         }
         for (int32_t i = 0; i < m; i++)
-            reduce(y + (size_t)i * ldy + j, acc[i], 1);
-    }
-}
-
-static void tile(float *acc, const float *const *x, int32_t m, const float *panel, int32_t n, int32_t k, int first)
-{
-    for (int32_t i = 0; i < m; i++, acc += PANEL_ROWS * LANES) {
-        if (first)
-            memset(acc, 0, (size_t)n * LANES * sizeof *acc);
-        for (int32_t j = 0; j < n; j++)
-            add_products(acc + j * LANES, x[i], panel + j * PANEL_COLS, k);
+            y[(size_t)i * ldy + (size_t)j] = sum_lanes(acc[i]);
     }
 }
 
@@ -151,11 +140,8 @@ static void rms_norm(float *y, const float *x, const float *w, int32_t n, float 
 }
 
 const struct dsv2i_inner dsv2i_inner_ref = {
-    .lanes = LANES,
     .widen = widen,
     .dot = dot,
-    .tile = tile,
-    .reduce = reduce,
     .axpy = axpy,
     .softmax = softmax,
     .silu_mul = silu_mul,

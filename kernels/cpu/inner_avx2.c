@@ -5,7 +5,7 @@
 #include "cpu.h"
 
 #define LANES 8
-#define TILE_COLS(m) ((m) <= 2 ? 4 : 2) /* at most 8 sums: there are 16 registers */
+#define DOT_ROWS 2 /* 8 sums: there are 16 registers */
 #define AXPY_VECS(m) ((m) <= 2 ? 4 : 2)
 
 typedef __m256 vec;

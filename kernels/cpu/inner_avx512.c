@@ -5,7 +5,7 @@
 #include "cpu.h"
 
 #define LANES 16
-#define TILE_COLS(m) 4
+#define DOT_ROWS 4
 #define AXPY_VECS(m) 4
 
 typedef __m512 vec;

@@ -1,12 +1,13 @@
 /* The inner loops over vectors of LANES floats.  inner_avx2.c and inner_avx512.c define the vector and its operations (vec, v_*) and
  * include this file, which then is their only content: the loops exist once.
  *
- * Sizes of register tiles are constants after inlining: TILE_COLS(m) weight rows for m rows.  Ends of rows are loaded with zeros behind
+ * Sizes of register tiles are constants after inlining: DOT_ROWS rows x TILE_COLS weight rows, and AXPY_VECS(m) vectors of m rows.  Ends of rows are loaded with zeros behind
  * them, so they take part like any other vector.
  *
  * SPDX-License-Identifier: MIT */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define TILE_COLS 4
 
 /* Cephes' expf: 2^n times a polynomial in the remainder; about 1 ulp, denormal and infinite where it should be.  A NaN passes: min and max
  * return their second operand then. */
@@ -53,7 +54,7 @@ static void widen(float *dst, const void *src, int32_t dtype, size_t n)
 }
 
 /* acc[r][j] += x[r] * w row j */
-INLINE void add_products(vec acc[TILE_ROWS][TILE_ROWS], const float *const *x, int32_t m, const char *w, int32_t dtype,
+INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, int32_t m, const char *w, int32_t dtype,
                          size_t row_bytes, int32_t n, int32_t k)
 {
     const size_t size = dtype == DSV2I_F32 ? 4 : 2;
@@ -83,103 +84,61 @@ INLINE void add_products(vec acc[TILE_ROWS][TILE_ROWS], const float *const *x, i
 INLINE void dot_tile(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t row_bytes,
                      int32_t n, int32_t k)
 {
-    vec acc[TILE_ROWS][TILE_ROWS];
+    vec acc[TILE_ROWS][TILE_COLS];
 
     UNROLL for (int32_t r = 0; r < m; r++)
-        UNROLL for (int32_t j = 0; j < TILE_ROWS; j++)
+        UNROLL for (int32_t j = 0; j < TILE_COLS; j++)
             acc[r][j] = v_zero();
     add_products(acc, x, m, w, dtype, row_bytes, n, k);
     UNROLL for (int32_t r = 0; r < m; r++) {
         __m128 sums = v_sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 
-        if (n == 4)
+        if (n == TILE_COLS)
             _mm_storeu_ps(y + (size_t)r * ldy, sums);
-        else if (n == 2)
-            _mm_storel_pi((__m64 *)(void *)(y + (size_t)r * ldy), sums);
         else
             _mm_store_ss(y + (size_t)r * ldy, sums);
     }
 }
 
-INLINE void dot_rows(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t ldw, int32_t n,
-                     int32_t k)
+INLINE void dot_rows(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t row_bytes,
+                     int32_t n, int32_t k)
 {
-    size_t row_bytes = ldw * (dtype == DSV2I_F32 ? 4 : 2);
     int32_t j = 0;
 
-    for (; j + TILE_COLS(m) <= n; j += TILE_COLS(m))
-        dot_tile(y + j, ldy, x, m, w + (size_t)j * row_bytes, dtype, row_bytes, TILE_COLS(m), k);
+    for (; j + TILE_COLS <= n; j += TILE_COLS)
+        dot_tile(y + j, ldy, x, m, w + (size_t)j * row_bytes, dtype, row_bytes, TILE_COLS, k);
     for (; j < n; j++)
         dot_tile(y + j, ldy, x, m, w + (size_t)j * row_bytes, dtype, row_bytes, 1, k);
 }
 
-INLINE void dot_dtype(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t ldw,
+INLINE void dot_dtype(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t row_bytes,
                       int32_t n, int32_t k)
 {
-    switch (m) {
-    case 1:
-        dot_rows(y, ldy, x, 1, w, dtype, ldw, n, k);
-        break;
-    case 2:
-        dot_rows(y, ldy, x, 2, w, dtype, ldw, n, k);
-        break;
-    case 3:
-        dot_rows(y, ldy, x, 3, w, dtype, ldw, n, k);
-        break;
-    default:
-        dot_rows(y, ldy, x, 4, w, dtype, ldw, n, k);
-    }
+    for (; m > 0; m -= DOT_ROWS, x += DOT_ROWS, y += DOT_ROWS * ldy)
+        switch (dsv2i_min(m, DOT_ROWS)) {
+        case 1:
+            dot_rows(y, ldy, x, 1, w, dtype, row_bytes, n, k);
+            break;
+        case 2:
+            dot_rows(y, ldy, x, 2, w, dtype, row_bytes, n, k);
+            break;
+        case 3:
+            dot_rows(y, ldy, x, 3, w, dtype, row_bytes, n, k);
+            break;
+        default:
+            dot_rows(y, ldy, x, DOT_ROWS, w, dtype, row_bytes, n, k);
+        }
 }
 
 static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
                 int32_t k)
 {
     if (dtype == DSV2I_F32)
-        dot_dtype(y, ldy, x, m, w, DSV2I_F32, ldw, n, k);
+        dot_dtype(y, ldy, x, m, w, DSV2I_F32, ldw * 4, n, k);
     else if (dtype == DSV2I_BF16)
-        dot_dtype(y, ldy, x, m, w, DSV2I_BF16, ldw, n, k);
+        dot_dtype(y, ldy, x, m, w, DSV2I_BF16, ldw * 2, n, k);
     else
-        dot_dtype(y, ldy, x, m, w, DSV2I_F16, ldw, n, k);
-}
-
-INLINE void tile_rows(float *sums, const float *const *x, int32_t m, const float *panel, int32_t n, int32_t k, int first)
-{
-    const int32_t cols = TILE_COLS(m);
-
-    for (int32_t j0 = 0; j0 < n; j0 += cols) {
-        vec acc[TILE_ROWS][TILE_ROWS];
-
-        UNROLL for (int32_t r = 0; r < m; r++)
-            UNROLL for (int32_t j = 0; j < cols; j++)
-                acc[r][j] = first ? v_zero() : v_load(sums + (r * PANEL_ROWS + j0 + j) * LANES);
-        add_products(acc, x, m, (const char *)(panel + j0 * PANEL_COLS), DSV2I_F32, PANEL_COLS * sizeof *panel, cols, k);
-        UNROLL for (int32_t r = 0; r < m; r++)
-            UNROLL for (int32_t j = 0; j < cols; j++)
-                v_store(sums + (r * PANEL_ROWS + j0 + j) * LANES, acc[r][j]);
-    }
-}
-
-static void tile(float *acc, const float *const *x, int32_t m, const float *panel, int32_t n, int32_t k, int first)
-{
-    switch (m) {
-    case 1:
-        tile_rows(acc, x, 1, panel, n, k, first);
-        break;
-    case 2:
-        tile_rows(acc, x, 2, panel, n, k, first);
-        break;
-    case 3:
-        tile_rows(acc, x, 3, panel, n, k, first);
-        break;
-    default:
-        tile_rows(acc, x, 4, panel, n, k, first);
-    }
-}
-
-static void reduce(float *out, const float *acc, int32_t n)
-{
-    for (int32_t j = 0; j < n; j += 4, acc += 4 * LANES)
-        _mm_storeu_ps(out + j, v_sum4(v_load(acc), v_load(acc + LANES), v_load(acc + 2 * LANES), v_load(acc + 3 * LANES)));
+        dot_dtype(y, ldy, x, m, w, DSV2I_F16, ldw * 2, n, k);
 }
 
 /* n_vec vectors of columns of m rows; n_last columns in the last of them */
@@ -312,6 +271,5 @@ static void rms_norm(float *y, const float *x, const float *w, int32_t n, float 
 
 #define INNER_TABLE \
     { \
-        .lanes = LANES, .widen = widen, .dot = dot, .tile = tile, .reduce = reduce, .axpy = axpy, .softmax = softmax, \
-        .silu_mul = silu_mul, .rms_norm = rms_norm \
+        .widen = widen, .dot = dot, .axpy = axpy, .softmax = softmax, .silu_mul = silu_mul, .rms_norm = rms_norm \
     }

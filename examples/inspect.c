@@ -23,14 +23,21 @@ static void print_bytes(const char *name, uint64_t bytes, const char *note)
     printf("  %-28s %*.*f %-4s %s\n", name, 10, u ? 2 : 0, x, units[u], note);
 }
 
+static void print_count(const char *name, uint64_t n)
+{
+    double millions = 1e-6 * (double)n;
+
+    printf("  %-28s %" PRIu64 " (%.2f%c)\n", name, n, millions < 1000 ? millions : millions / 1000, millions < 1000 ? 'M' : 'B');
+}
+
 static void print_text(const dsv2_model_info *f, const dsv2_memory *m)
 {
     static const char *const chat[] = {"none", "V2", "V2.5", "unknown"};
     char note[80];
 
     printf("Model\n");
-    printf("  parameters                   %" PRIu64 " (%.2fB)\n", f->parameters, 1e-9 * (double)f->parameters);
-    printf("  active per token             %" PRIu64 " (%.2fB)\n", f->active_parameters, 1e-9 * (double)f->active_parameters);
+    print_count("parameters", f->parameters);
+    print_count("active per token", f->active_parameters);
     printf("  weights                      %s\n", f->weight_dtype[0] ? f->weight_dtype : "no weight files");
     printf("  layers, width, vocabulary    %d, %d, %d\n", f->num_hidden_layers, f->hidden_size, f->vocab_size);
     printf("  attention                    %d heads of %d + %d, values %d, latent %d, query rank %d\n", f->num_attention_heads,

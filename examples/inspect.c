@@ -38,7 +38,7 @@ static void print_text(const dsv2_model_info *f, const dsv2_memory *m)
     printf("Model\n");
     print_count("parameters", f->parameters);
     print_count("active per token", f->active_parameters);
-    printf("  weights                      %s\n", f->weight_dtype[0] ? f->weight_dtype : "no weight files");
+    printf("  weights                      %s\n", f->weight_dtype);
     printf("  layers, width, vocabulary    %d, %d, %d\n", f->num_hidden_layers, f->hidden_size, f->vocab_size);
     printf("  attention                    %d heads of %d + %d, values %d, latent %d, query rank %d\n", f->num_attention_heads,
            f->qk_nope_head_dim, f->qk_rope_head_dim, f->v_head_dim, f->kv_lora_rank, f->q_lora_rank);

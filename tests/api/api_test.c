@@ -192,54 +192,67 @@ double fixture_number(const struct fixture *f, const char *key)
 
 /* ---- A reader, and a tokenizer */
 
-static FILE *overlay_open(const struct overlay *o, const char *name, const char **text)
+void files_add(struct files *f, const char *name, char *data, size_t size)
 {
-    char path[1100];
-
-    *text = NULL;
-    for (int i = 0; i < o->n; i++)
-        if (!strcmp(name, o->name[i])) {
-            *text = o->text[i];
-            return NULL;
-        }
-    snprintf(path, sizeof path, "%s/%s", o->folder, name);
-    return fopen(path, "rb");
+    assert_true((size_t)f->n < sizeof f->file / sizeof *f->file);
+    f->file[f->n].name = name;
+    f->file[f->n].data = data;
+    f->file[f->n].size = size;
+    f->n++;
 }
 
-static dsv2_status overlay_size(void *user, const char *name, uint64_t *bytes)
+void files_add_golden(struct files *f, const char *golden_name, const char *name)
 {
-    const char *text;
-    FILE *f = overlay_open(user, name, &text);
+    char path[1100];
+    size_t n;
+    char *data;
 
-    if (text)
-        *bytes = strlen(text);
-    if (!f)
-        return text ? DSV2_OK : DSV2_ERR_IO;
-    fseek(f, 0, SEEK_END);
-    *bytes = (uint64_t)ftell(f);
-    fclose(f);
+    snprintf(path, sizeof path, "%s/%s", golden(golden_name), name);
+    data = read_file(path, &n);
+    files_add(f, name, data, n);
+}
+
+void files_free(struct files *f)
+{
+    while (f->n)
+        free(f->file[--f->n].data);
+}
+
+static int find_file(struct files *f, const char *name)
+{
+    if (++f->calls == f->fail_at)
+        return -1;
+    for (int i = 0; i < f->n; i++)
+        if (!strcmp(f->file[i].name, name))
+            return i;
+    return -1;
+}
+
+static dsv2_status file_size(void *user, const char *name, uint64_t *bytes)
+{
+    struct files *f = user;
+    int i = find_file(f, name);
+
+    if (i < 0)
+        return DSV2_ERR_IO;
+    *bytes = f->file[i].size;
     return DSV2_OK;
 }
 
-static dsv2_status overlay_read(void *user, const char *name, uint64_t offset, void *buf, size_t n)
+static dsv2_status file_read(void *user, const char *name, uint64_t offset, void *buf, size_t n)
 {
-    const char *text;
-    FILE *f = overlay_open(user, name, &text);
-    size_t got;
+    struct files *f = user;
+    int i = find_file(f, name);
 
-    if (text)
-        memcpy(buf, text + offset, n);
-    if (!f)
-        return text ? DSV2_OK : DSV2_ERR_IO;
-    fseek(f, (long)offset, SEEK_SET);
-    got = fread(buf, 1, n, f);
-    fclose(f);
-    return got == n ? DSV2_OK : DSV2_ERR_IO;
+    if (i < 0 || offset > f->file[i].size || n > f->file[i].size - offset)
+        return DSV2_ERR_IO;
+    memcpy(buf, f->file[i].data + offset, n);
+    return DSV2_OK;
 }
 
-dsv2_reader overlay_reader(struct overlay *o)
+dsv2_reader files_reader(struct files *f)
 {
-    return (dsv2_reader){.struct_size = sizeof(dsv2_reader), .size = overlay_size, .read = overlay_read, .user = o};
+    return (dsv2_reader){.struct_size = sizeof(dsv2_reader), .size = file_size, .read = file_read, .user = f};
 }
 
 const char *tiny_tokenizer(void)
@@ -287,26 +300,40 @@ static char *replace(char *text, const char *from, const char *to)
     return out;
 }
 
-dsv2_status load_tiny(dsv2_context *ctx, dsv2_model **model)
+void tiny_files(struct files *f)
 {
-    char folder[1024], path[1100], *config;
-    struct overlay o = {.folder = folder, .n = 4,
-                        .name = {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}};
-    dsv2_reader reader = overlay_reader(&o);
-    dsv2_model_params p;
-    dsv2_status status;
+    static const char generation[] =
+        "{\"bos_token_id\":97,\"eos_token_id\":[98,96],\"do_sample\":true,\"temperature\":0.3,\"top_p\":0.95}";
+    char path[1100], *config;
 
-    snprintf(folder, sizeof folder, "%s", golden("v2"));
-    snprintf(path, sizeof path, "%s/config.json", folder);
+    snprintf(path, sizeof path, "%s/config.json", golden("v2"));
     config = replace(read_file(path, NULL), "\"bos_token_id\": 0", "\"bos_token_id\": 97");
     config = replace(config, "\"eos_token_id\": 1", "\"eos_token_id\": 98");
-    o.text[0] = config;
-    o.text[1] = tiny_tokenizer();
-    o.text[2] = tiny_tokenizer_config;
-    o.text[3] = "{\"bos_token_id\":97,\"eos_token_id\":[98,96],\"do_sample\":true,\"temperature\":0.3,\"top_p\":0.95}";
+    *f = (struct files){0};
+    files_add(f, "config.json", config, strlen(config));
+    files_add_golden(f, "v2", "model.safetensors");
+    files_add(f, "tokenizer.json", strdup(tiny_tokenizer()), strlen(tiny_tokenizer()));
+    files_add(f, "tokenizer_config.json", strdup(tiny_tokenizer_config), strlen(tiny_tokenizer_config));
+    files_add(f, "generation_config.json", strdup(generation), strlen(generation));
+}
+
+dsv2_status load_files(dsv2_context *ctx, struct files *f, dsv2_model **model)
+{
+    dsv2_reader reader = files_reader(f);
+    dsv2_model_params p;
+
     dsv2_model_params_init(&p, sizeof p);
     p.reader = &reader;
-    status = dsv2_model_load(ctx, "tiny", &p, model);
-    free(config);
+    return dsv2_model_load(ctx, "files", &p, model);
+}
+
+dsv2_status load_tiny(dsv2_context *ctx, dsv2_model **model)
+{
+    struct files f;
+    dsv2_status status;
+
+    tiny_files(&f);
+    status = load_files(ctx, &f, model);
+    files_free(&f);
     return status;
 }

@@ -50,20 +50,28 @@ double fixture_number(const struct fixture *f, const char *key);
 /* Whole file with a NUL behind it; malloc. */
 char *read_file(const char *path, size_t *n);
 
-/* A reader over a checkpoint's folder that adds files of its own. */
-struct overlay {
-    const char *folder;
-    const char *name[4];
-    const char *text[4]; /* NULL: the file is not there, even if the folder has it */
+/* A checkpoint's files in memory, and a reader over them that takes no memory itself. */
+struct files {
     int n;
+    struct {
+        const char *name;
+        char *data;
+        size_t size;
+    } file[8];
+    long calls, fail_at; /* the fail_at-th call of the reader fails; 0: none */
 };
-dsv2_reader overlay_reader(struct overlay *o);
+void files_add(struct files *f, const char *name, char *data, size_t size); /* takes data over */
+void files_add_golden(struct files *f, const char *golden_name, const char *name);
+void files_free(struct files *f);
+dsv2_reader files_reader(struct files *f);
 
 /* A byte-level tokenizer for vocabularies of 100 and more: printable ASCII (ids 0..94 are bytes 0x20..0x7E, space written as U+0120), merges
  * "t h" (95) and "th e" (96), added special tokens "<s>" (97) and "</s>" (98); ids from 99 on are padding. */
 const char *tiny_tokenizer(void);
 extern const char tiny_tokenizer_config[]; /* with the chat template of V2 */
-/* "v2" with the tiny tokenizer, through a reader: bos 97, eos 98 and 96, temperature 0.3, top_p 0.95. */
+/* "v2" with the tiny tokenizer: bos 97, eos 98 and 96, temperature 0.3, top_p 0.95. */
+void tiny_files(struct files *f);
+dsv2_status load_files(dsv2_context *ctx, struct files *f, dsv2_model **model);
 dsv2_status load_tiny(dsv2_context *ctx, dsv2_model **model);
 
 #endif

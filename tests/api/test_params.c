@@ -266,7 +266,7 @@ static void model_fields(void **state)
 {
     dsv2_model_params p;
     dsv2_reader reader;
-    struct overlay o = {.folder = TEST_ROOT "/golden/spec-a"};
+    struct files files = {0};
 
     dsv2_model_params_init(&p, sizeof p);
     p.load_mode = 2;
@@ -279,7 +279,9 @@ static void model_fields(void **state)
     expect(use_model(&p), DSV2_ERR_INVALID, "reserved: 1");
     p.reserved = 0;
 
-    reader = overlay_reader(&o);
+    files_add_golden(&files, "spec-a", "config.json");
+    files_add_golden(&files, "spec-a", "model.safetensors");
+    reader = files_reader(&files);
     p.reader = &reader;
     must(use_model(&p));
     must(use_model_inspect(&p));
@@ -287,18 +289,19 @@ static void model_fields(void **state)
     expect(use_model(&p), DSV2_ERR_INVALID, "struct_size");
     reader.struct_size = sizeof(size_t); /* has neither callback */
     expect(use_model(&p), DSV2_ERR_INVALID, NULL);
-    reader = overlay_reader(&o);
+    reader = files_reader(&files);
     reader.read = NULL;
     expect(use_model(&p), DSV2_ERR_INVALID, "read");
-    reader = overlay_reader(&o);
+    reader = files_reader(&files);
     reader.size = NULL;
     expect(use_model(&p), DSV2_ERR_INVALID, "size");
-    struct { dsv2_reader r; char more[8]; } wide = {overlay_reader(&o), {0}};
+    struct { dsv2_reader r; char more[8]; } wide = {files_reader(&files), {0}};
     wide.r.struct_size = sizeof wide;
     p.reader = &wide.r;
     must(use_model(&p));
     wide.more[7] = 1;
     expect(use_model(&p), DSV2_ERR_UNSUPPORTED, "dsv2_reader");
+    files_free(&files);
 }
 
 /* ---- Output structs */

@@ -795,6 +795,36 @@ static void test_missing_files(void **state)
     free(big);
 }
 
+/* The tokenizer's files have tests of their own; here, that loading hears of their faults. */
+static void test_tokenizer_files(void **state)
+{
+    static const struct {
+        const char *file, *text, *needle[2];
+    } cases[] = {
+        {"tokenizer.json", "", {"byte 0", ""}},
+        {"tokenizer.json", "{\"model\": ", {"byte 10", ""}},
+        {"tokenizer.json", "[]", {"", ""}},
+        {"tokenizer.json", "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": false}, \"decoder\": {\"type\": \"ByteLevel\"}, "
+         "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 11}, \"merges\": []}}", {"\"b\"", "11"}},
+        {"tokenizer.json", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"a\": 1}, \"merges\": []}}", {"\"a\"", "twice"}},
+        {"tokenizer_config.json", "", {"byte 0", ""}},
+        {"tokenizer_config.json", "{\"chat_template\": 1e999}", {"byte 18", "1e999"}},
+        {"tokenizer_config.json", "[1]", {"", ""}},
+    };
+    struct ck c;
+    struct ck_files f;
+
+    (void)state;
+    ck_init(&c, 'A');
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ck_build(&c, &f);
+        ck_put(&f, cases[i].file, cases[i].text, strlen(cases[i].text));
+        refuse(&f, cases[i].text, DSV2_ERR_FORMAT, cases[i].file, cases[i].needle[0], cases[i].needle[1], NULL);
+        ck_files_free(&f);
+    }
+    ck_free(&c);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -817,7 +847,7 @@ int main(void)
         cmocka_unit_test(test_integers), cmocka_unit_test(test_other_keys), cmocka_unit_test(test_combinations),
         cmocka_unit_test(test_contradicting_rope), cmocka_unit_test(test_json), cmocka_unit_test(test_generation),
         cmocka_unit_test(test_tensors), cmocka_unit_test(test_unknown_tensors), cmocka_unit_test(test_fused_experts),
-        cmocka_unit_test(test_safetensors), cmocka_unit_test(test_index), cmocka_unit_test(test_missing_files),
+        cmocka_unit_test(test_safetensors), cmocka_unit_test(test_index), cmocka_unit_test(test_missing_files), cmocka_unit_test(test_tokenizer_files),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -307,6 +307,7 @@ static dsv2_status read_added_token(struct parse *p, const cJSON *item, size_t i
     struct dsv2i_added_token token = {.n = (uint32_t)strlen(content->valuestring), .id = id};
     struct dsv2i_added *set;
     int special, raw;
+    size_t n;
     char field[64];
 
     snprintf(field, sizeof field, "added_tokens[%zu]", i);
@@ -316,7 +317,8 @@ static dsv2_status read_added_token(struct parse *p, const cJSON *item, size_t i
     DSV2I_TRY(dsv2i_json_bool_or(p->file, field, item, "rstrip", 0, &token.rstrip));
     DSV2I_TRY(dsv2i_json_bool_or(p->file, field, item, "normalized", !special, &token.normalized));
     snprintf(field, sizeof field, "added_tokens[%zu].content", i);
-    same = dsv2i_vocab_find(v, p->scratch, dsv2i_vocab_decode(content->valuestring, token.n, p->scratch, &raw), raw);
+    n = dsv2i_vocab_decode(content->valuestring, token.n, p->scratch, &raw);
+    same = dsv2i_vocab_find(v, p->scratch, n, raw);
     if (same >= 0 && same != id && !(v->tokens[same].flags & DSV2I_TOKEN_ADDED))
         return wrong(DSV2_ERR_FORMAT, p, field, content, "model.vocab has this token under another id");
     if (v->tokens[id].flags && same != id) {

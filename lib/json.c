@@ -253,31 +253,36 @@ static dsv2_status push(struct scan *s)
     return DSV2_OK;
 }
 
+/* Sorts the keys of an object to find two that are the same. */
+static dsv2_status check_keys(const struct scan *s, struct key *keys, size_t n)
+{
+    qsort(keys, n, sizeof *keys, compare_keys);
+    for (size_t i = 1; i < n; i++) {
+        const char *later = keys[i].text > keys[i - 1].text ? keys[i].text : keys[i - 1].text;
+        const char *end = later;
+        char shown[80];
+
+        if (compare_keys(&keys[i - 1], &keys[i]) != 0)
+            continue;
+        while (*end != '"')
+            end += *end == '\\' ? 2 : 1;
+        return fail_at(s, (size_t)(later - s->text) - 1, "key \"%s\" appears twice",
+                       dsv2i_quote(shown, sizeof shown, later, (size_t)(end - later)));
+    }
+    return DSV2_OK;
+}
+
 static dsv2_status pop(struct scan *s)
 {
-    struct key *keys;
-    size_t n;
+    size_t first;
 
     s->pos++;
     if (s->open[--s->depth] == '[')
         return DSV2_OK;
-    keys = s->keys + s->first_key[s->depth];
-    n = s->n_keys - s->first_key[s->depth];
-    if (n > 1)
-        qsort(keys, n, sizeof *keys, compare_keys);
-    for (size_t i = 1; i < n; i++) {
-        if (compare_keys(&keys[i - 1], &keys[i]) == 0) {
-            const char *later = keys[i].text > keys[i - 1].text ? keys[i].text : keys[i - 1].text;
-            const char *end = later;
-            char shown[80];
-
-            while (*end != '"')
-                end += *end == '\\' ? 2 : 1;
-            return fail_at(s, (size_t)(later - s->text) - 1, "key \"%s\" appears twice",
-                           dsv2i_quote(shown, sizeof shown, later, (size_t)(end - later)));
-        }
-    }
-    s->n_keys = s->first_key[s->depth];
+    first = s->first_key[s->depth];
+    if (s->n_keys - first > 1)
+        DSV2I_TRY(check_keys(s, s->keys + first, s->n_keys - first));
+    s->n_keys = first;
     return DSV2_OK;
 }
 

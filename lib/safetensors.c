@@ -192,6 +192,7 @@ static dsv2_status take_header(struct dsv2i_tensor_set *set, int32_t f, const cJ
 {
     struct tensor_file *file = &set->file[f];
     size_t first = set->n;
+    struct dsv2i_tensor *tensors;
 
     for (const cJSON *e = tree->child; e; e = e->next) {
         struct dsv2i_tensor *t;
@@ -211,7 +212,8 @@ static dsv2_status take_header(struct dsv2i_tensor_set *set, int32_t f, const cJ
         t->file = f;
         DSV2I_TRY(parse_tensor(file->name, e, file->bytes - file->data, t));
     }
-    DSV2I_TRY(check_tiling(file->name, set->tensors + first, set->n - first, file->bytes - file->data));
+    tensors = set->n > first ? set->tensors + first : NULL;
+    DSV2I_TRY(check_tiling(file->name, tensors, set->n - first, file->bytes - file->data));
     for (size_t i = first; i < set->n; i++)
         set->tensors[i].offset += file->data;
     return DSV2_OK;

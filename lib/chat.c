@@ -68,23 +68,25 @@ static int is_name(char c)
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || (unsigned char)c >= 0x80;
 }
 
-/* What lies between two tags, with the white space taken off that the tags on either side take. */
-static size_t put_text(const char *p, const char *end, int strip_left, int trim, int strip_right, int lstrip, char *out)
+/* What lies between two tags, with the white space taken off that the tags on either side take.  at_start: a line begins at p. */
+static size_t put_text(const char *p, const char *end, int strip_left, int trim, int strip_right, int lstrip, int at_start, char *out)
 {
-    const char *line = end;
+    const char *from = p, *line = end;
 
     if (strip_left)
         while (p < end && is_blank(*p))
             p++;
     else if (trim && p < end && *p == '\n')
         p++;
+    if (p > from)
+        at_start = p[-1] == '\n';
     if (strip_right) {
         while (end > p && is_blank(end[-1]))
             end--;
     } else if (lstrip) { /* blanks from the beginning of the line to a block */
         while (line > p && (line[-1] == ' ' || line[-1] == '\t'))
             line--;
-        if (line > p ? line[-1] == '\n' : lstrip == 2)
+        if (line > p ? line[-1] == '\n' : at_start)
             end = line;
     }
     memcpy(out, p, (size_t)(end - p));
@@ -140,7 +142,7 @@ static size_t canonical(const char *text, size_t n, char *out)
         inside = open < end ? open + 2 : end;
         /* the signs - and + behind the opening: take white space off, or keep it from being taken off */
         used += put_text(p, open, strip_left, trim, kind && inside < end && *inside == '-',
-                         kind && kind != '{' && !(inside < end && *inside == '+') ? 1 + at_start : 0, out + used);
+                         kind && kind != '{' && !(inside < end && *inside == '+'), at_start, out + used);
         if (!kind)
             return used;
         at_start = strip_left = trim = 0;

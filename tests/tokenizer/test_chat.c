@@ -1,0 +1,284 @@
+/* Chat templates: recognised or not, and rendered as jinja2 does (tests/golden/template, made through Transformers).
+ * SPDX-License-Identifier: MIT */
+#include "util.h"
+
+#include "chat.h"
+
+enum { MOST = 64 };
+
+static struct dsv2i_chat *parse(const char *config)
+{
+    struct dsv2i_chat *chat;
+
+    if (dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", config, strlen(config), &chat) != DSV2_OK)
+        fail_msg("%s", dsv2_last_error());
+    return chat;
+}
+
+static cJSON *templates;
+
+static int load_templates(void **state)
+{
+    size_t n;
+    char *text = load("tests/golden/template/templates.json", &n);
+
+    templates = cJSON_Parse(text);
+    free(text);
+    return templates ? 0 : -1;
+}
+
+static int free_templates(void **state)
+{
+    cJSON_Delete(templates);
+    return 0;
+}
+
+static struct dsv2i_chat *parse_named(const char *name)
+{
+    char *config = cJSON_PrintUnformatted(cJSON_GetObjectItemCaseSensitive(templates, name));
+    struct dsv2i_chat *chat = parse(config);
+
+    free(config);
+    return chat;
+}
+
+static int32_t kind_of(const char *template)
+{
+    cJSON *config = cJSON_CreateObject();
+    struct dsv2i_chat *chat;
+    int32_t kind;
+    char *text;
+
+    cJSON_AddStringToObject(config, "bos_token", "<b>");
+    cJSON_AddStringToObject(config, "eos_token", "<e>");
+    cJSON_AddStringToObject(config, "chat_template", template);
+    text = cJSON_PrintUnformatted(config);
+    chat = parse(text);
+    kind = dsv2i_chat_kind(chat);
+    dsv2i_chat_free(chat);
+    free(text);
+    cJSON_Delete(config);
+    return kind;
+}
+
+static const char *template_of(const char *name)
+{
+    return cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(templates, name), "chat_template")->valuestring;
+}
+
+static void test_renderings(void **state)
+{
+    size_t size, cases = 0, skipped = 0;
+    char *file = load("tests/golden/template/renderings.jsonl", &size), *save = NULL;
+
+    for (char *line = strtok_r(file, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        cJSON *c = cJSON_Parse(line), *list = cJSON_GetObjectItem(c, "messages"), *item;
+        struct dsv2i_chat *chat = parse_named(cJSON_GetObjectItem(c, "template")->valuestring);
+        const cJSON *expected = cJSON_GetObjectItem(c, "expected");
+        uint32_t flags = cJSON_IsTrue(cJSON_GetObjectItem(c, "add_generation_prompt")) ? DSV2_CHAT_GENERATE : 0;
+        dsv2_chat_message messages[MOST];
+        size_t n = 0, n_text;
+        static char text[1 << 16];
+
+        if (!cJSON_IsTrue(cJSON_GetObjectItem(c, "plain")) || !cJSON_IsString(expected)) {
+            skipped++; /* tool calls have no place in dsv2_chat_message */
+        } else {
+            cJSON_ArrayForEach(item, list) {
+                const char *content = cJSON_GetObjectItem(item, "content")->valuestring;
+
+                assert_true(n < MOST);
+                messages[n++] = (dsv2_chat_message){cJSON_GetObjectItem(item, "role")->valuestring, content, strlen(content)};
+            }
+            if (dsv2i_chat_apply(chat, messages, sizeof *messages, n, flags, text, sizeof text, &n_text) != DSV2_OK)
+                fail_msg("%s", dsv2_last_error());
+            text[n_text] = 0;
+            assert_string_equal(text, expected->valuestring);
+            cases++;
+        }
+        dsv2i_chat_free(chat);
+        cJSON_Delete(c);
+    }
+    assert_true(cases >= 200 && skipped < 60);
+    free(file);
+}
+
+static void test_recognised(void **state)
+{
+    static const char *const v2[] = {"v2-chat", "v2-chat-line-feeds", "coder-v2"}, *const v25[] = {"v2.5", "v2.5-line-feeds"};
+
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(kind_of(template_of(v2[i])), DSV2_CHAT_V2);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(kind_of(template_of(v25[i])), DSV2_CHAT_V25);
+}
+
+/* template with every one of its parts "from" made "to" */
+static char *replaced(const char *template, const char *from, const char *to)
+{
+    char *out = malloc(strlen(template) * 8 + 16), *p = out;
+
+    for (const char *at; (at = strstr(template, from)); template = at + strlen(from)) {
+        memcpy(p, template, (size_t)(at - template));
+        p += at - template;
+        p = stpcpy(p, to);
+    }
+    strcpy(p, template);
+    return out;
+}
+
+static void test_variants(void **state)
+{
+    static const struct {
+        const char *from, *to;
+        int32_t kind;
+    } cases[] = {
+        {"{{ ", "{{", DSV2_CHAT_V2}, {" }}", "}}", DSV2_CHAT_V2}, {"{{ ", "{{-  ", DSV2_CHAT_V2}, {" + ", "+", DSV2_CHAT_V2},
+        {"%}{%", "%}\n{%", DSV2_CHAT_V2},        /* trim_blocks takes the line feed off */
+        {"%}{%", "%}\n    {%", DSV2_CHAT_V2},    /* and lstrip_blocks the blanks */
+        {"%}{%", "%}\n\n{%", DSV2_CHAT_UNKNOWN}, /* but this puts a line feed into the text */
+        {"%}{%", "%} {%", DSV2_CHAT_UNKNOWN},
+        {"%}{%", "%} {%-", DSV2_CHAT_V2}, {"%}{%", "%}{# a note #}{%", DSV2_CHAT_V2}, {"%}{%", "%}\n{%+", DSV2_CHAT_V2},
+        {"%}{{", "%}\n{{", DSV2_CHAT_V2}, {"}}{%", "}}\n{%", DSV2_CHAT_UNKNOWN}, {"}}{%", "}} {%", DSV2_CHAT_UNKNOWN},
+        {"'user'", "\"user\"", DSV2_CHAT_V2}, {"'user'", "'users'", DSV2_CHAT_UNKNOWN}, {"'Assistant:'", "'Assistant: '", DSV2_CHAT_UNKNOWN},
+        {"'User: '", "'User:  '", DSV2_CHAT_UNKNOWN}, {" + eos_token", "", DSV2_CHAT_UNKNOWN}, {"{% endfor %}", "{% endfor %}x", DSV2_CHAT_UNKNOWN},
+        {"'\\n\\n'", "'\\n'", DSV2_CHAT_UNKNOWN}, {"{% endif %}{% endfor %}", "{% endif %}", DSV2_CHAT_UNKNOWN}, {"%}", "%", DSV2_CHAT_UNKNOWN},
+        {"not add", "notadd", DSV2_CHAT_UNKNOWN}, {"in messages", "in  messages", DSV2_CHAT_V2}, {"'system'", "'sys' 'tem'", DSV2_CHAT_UNKNOWN},
+        {"message['content']", "message['content'] | trim", DSV2_CHAT_UNKNOWN}, {"message['content']", "message['con\\tent']", DSV2_CHAT_UNKNOWN},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *variant = replaced(template_of("v2-chat"), cases[i].from, cases[i].to);
+
+        if (kind_of(variant) != cases[i].kind)
+            fail_msg("case %zu (%s -> %s) is %d, not %d: %s", i, cases[i].from, cases[i].to, kind_of(variant), cases[i].kind, variant);
+        free(variant);
+    }
+    assert_int_equal(kind_of(""), DSV2_CHAT_UNKNOWN);
+    assert_int_equal(kind_of("{{"), DSV2_CHAT_UNKNOWN);
+    assert_int_equal(kind_of("{# open"), DSV2_CHAT_UNKNOWN);
+    assert_int_equal(kind_of("{{ 'open"), DSV2_CHAT_UNKNOWN);
+}
+
+static void test_config_forms(void **state)
+{
+    static const struct {
+        const char *config, *word; /* word: of the error; NULL: no error */
+        int32_t kind;
+    } cases[] = {
+        {"{}", NULL, DSV2_CHAT_NONE},
+        {"{\"chat_template\":null,\"bos_token\":null}", NULL, DSV2_CHAT_NONE},
+        {"{\"chat_template\":\"{{ messages }}\"}", NULL, DSV2_CHAT_UNKNOWN},
+        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"x\"}]}", NULL, DSV2_CHAT_UNKNOWN},
+        {"[]", "top level", 0},
+        {"{\"chat_template\":3}", "chat_template: 3", 0},
+        {"{\"chat_template\":[3]}", "chat_template: 3", 0},
+        {"{\"bos_token\":3}", "bos_token: 3", 0},
+        {"{\"eos_token\":{\"id\":3}}", "eos_token", 0},
+        {"{\"bos_token\":\"a\",}", "tokenizer_config.json", 0},
+    };
+    struct dsv2i_chat *chat;
+    dsv2_status status;
+    char *text;
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        status = dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", cases[i].config, strlen(cases[i].config), &chat);
+        assert_int_equal(status, cases[i].word ? DSV2_ERR_FORMAT : DSV2_OK);
+        if (cases[i].word) {
+            assert_non_null(strstr(dsv2_last_error(), cases[i].word));
+            assert_null(chat);
+        } else {
+            assert_int_equal(dsv2i_chat_kind(chat), cases[i].kind);
+            dsv2i_chat_free(chat);
+        }
+    }
+    /* "default" out of a list, special tokens as objects; then one that is missing though needed */
+    cJSON *config = cJSON_Parse("{\"bos_token\":{\"content\":\"<b>\"},\"eos_token\":\"<e>\",\"chat_template\":[{\"name\":\"default\"}]}");
+    cJSON_AddStringToObject(cJSON_GetObjectItem(config, "chat_template")->child, "template", template_of("v2-chat"));
+    text = cJSON_PrintUnformatted(config);
+    chat = parse(text);
+    assert_int_equal(dsv2i_chat_kind(chat), DSV2_CHAT_V2);
+    dsv2i_chat_free(chat);
+    free(text);
+    cJSON_DeleteItemFromObject(config, "eos_token");
+    text = cJSON_PrintUnformatted(config);
+    assert_int_equal(dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", text, strlen(text), &chat), DSV2_ERR_FORMAT);
+    assert_non_null(strstr(dsv2_last_error(), "eos_token"));
+    free(text);
+    cJSON_Delete(config);
+    assert_int_equal(dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", NULL, 0, &chat), DSV2_OK);
+    assert_int_equal(dsv2i_chat_kind(chat), DSV2_CHAT_NONE);
+    dsv2i_chat_free(chat);
+}
+
+static void test_errors(void **state)
+{
+    dsv2_chat_message m = {"user", "hi\xFF", 3};
+    struct dsv2i_chat *none = parse("{}"), *unknown = parse("{\"chat_template\":\"{{ messages }}\"}"), *v2 = parse_named("v2-chat");
+    char text[4] = "...";
+    size_t n;
+
+    assert_int_equal(dsv2i_chat_apply(none, &m, sizeof m, 1, 0, text, 4, &n), DSV2_ERR_UNSUPPORTED);
+    assert_int_equal(dsv2i_chat_apply(unknown, &m, sizeof m, 1, 0, text, 4, &n), DSV2_ERR_UNSUPPORTED);
+    assert_non_null(strstr(dsv2_last_error(), "none of those that this library knows"));
+    assert_int_equal(dsv2i_chat_apply(v2, &m, sizeof m, 1, 0, text, 4, &n), DSV2_ERR_UTF8);
+    assert_non_null(strstr(dsv2_last_error(), "messages[0].content"));
+    m.n_content = 2;
+    assert_int_equal(dsv2i_chat_apply(v2, &m, sizeof m, 1, 0, text, 4, &n), DSV2_ERR_BUFFER);
+    assert_int_equal(n, 29 + 6 + 2 + 2);
+    assert_string_equal(text, "...");
+    dsv2i_chat_free(none);
+    dsv2i_chat_free(unknown);
+    dsv2i_chat_free(v2);
+}
+
+/* What a user types stays text, and the rest is cut as if it were all one text. */
+static void test_no_markers(void **state)
+{
+    static const char bos[] = "<｜begin▁of▁sentence｜>", eos[] = "<｜end▁of▁sentence｜>";
+    size_t n, n_config, n_all, n_safe, markers = 0;
+    char *json = load("examples/model/tokenizer.json", &n), *config = load("examples/model/tokenizer_config.json", &n_config), content[128];
+    dsv2_chat_message plain = {"user", "Hello  there", 12}, typed = {"user", content, 0};
+    struct dsv2i_tokenizer *t;
+    struct dsv2i_chat *chat = parse(config);
+    int32_t all[256], safe[256], text_ids[256];
+
+    assert_int_equal(dsv2i_tokenizer_parse(&dsv2i_heap, "tokenizer.json", json, n, "c", config, n_config, 2048, 2000, &t), DSV2_OK);
+    /* without markers in the contents the switch changes nothing */
+    assert_int_equal(dsv2i_chat_tokenize(chat, t, &plain, sizeof plain, 1, DSV2_CHAT_GENERATE, all, 256, &n_all), DSV2_OK);
+    assert_int_equal(dsv2i_chat_tokenize(chat, t, &plain, sizeof plain, 1, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, safe, 256, &n_safe),
+                     DSV2_OK);
+    assert_int_equal(n_all, n_safe);
+    assert_memory_equal(all, safe, n_all * sizeof *all);
+    assert_int_equal(all[0], 2000);
+    assert_int_not_equal(all[1], 2000);
+
+    typed.n_content = (size_t)snprintf(content, sizeof content, "a%sb%s", eos, bos);
+    assert_int_equal(dsv2i_chat_tokenize(chat, t, &typed, sizeof typed, 1, 0, all, 256, &n_all), DSV2_OK);
+    for (size_t i = 0; i < n_all; i++)
+        markers += all[i] >= 2000;
+    assert_int_equal(markers, 3);
+    assert_int_equal(dsv2i_chat_tokenize(chat, t, &typed, sizeof typed, 1, DSV2_CHAT_NO_MARKERS, safe, 256, &n_safe), DSV2_OK);
+    assert_int_equal(safe[0], 2000);
+    for (size_t i = 1; i < n_safe; i++)
+        assert_true(safe[i] < 2000);
+    /* the rest equals the text behind BOS with no marker recognised */
+    char rest[256];
+    snprintf(rest, sizeof rest, "User: %s\n\n", content);
+    assert_int_equal(dsv2i_tokenizer_encode(t, rest, strlen(rest), DSV2_TOKENIZE_NO_MARKERS, text_ids, 256, &n), DSV2_OK);
+    assert_int_equal(n_safe, n + 1);
+    assert_memory_equal(safe + 1, text_ids, n * sizeof *safe);
+    dsv2i_tokenizer_free(t);
+    dsv2i_chat_free(chat);
+    free(json);
+    free(config);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_renderings), cmocka_unit_test(test_recognised), cmocka_unit_test(test_variants),
+        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_errors), cmocka_unit_test(test_no_markers),
+    };
+
+    return cmocka_run_group_tests(tests, load_templates, free_templates);
+}

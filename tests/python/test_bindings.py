@@ -11,13 +11,10 @@ import threading
 import unittest
 from pathlib import Path
 
+import numpy
+
 import dsv2
 from dsv2 import _lib
-
-try:
-    import numpy
-except ImportError:
-    numpy = None
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "model"
 PROMPT = "Once upon a time"
@@ -165,7 +162,6 @@ class Sessions(unittest.TestCase):
             self.assertEqual(bytes(other.logits), whole)
             self.assertEqual(other.tokens, ids)
 
-    @unittest.skipUnless(numpy, "no numpy")
     def test_logits_are_a_read_only_view(self):
         self.session.prefill([1, 2, 3])
         logits = self.session.logits
@@ -179,7 +175,6 @@ class Sessions(unittest.TestCase):
         gc.collect()
         numpy.testing.assert_array_equal(logits, kept)  # the view keeps the memory
 
-    @unittest.skipUnless(numpy, "no numpy")
     def test_logprobs_are_log_softmax(self):
         self.session.prefill([1, 2, 3])
         x = self.session.logits.astype(numpy.float64)
@@ -285,7 +280,6 @@ class Generating(unittest.TestCase):
         with self.assertRaisesRegex(dsv2.InvalidError, "top_p"):
             self.session.sample(dsv2.Sampling(top_p=1.5))
 
-    @unittest.skipUnless(numpy, "no numpy")
     def test_logits_callback(self):
         self.session.prefill([1])
 

@@ -84,7 +84,9 @@ def verify_logits(folder, model, dtype, n_tokens):
     import numpy
     import torch
     from transformers import DeepseekV2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     ids = model.tokenize(PROMPT * 50, bos=True)[:n_tokens]
     try:
         reference = DeepseekV2ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager")

@@ -203,14 +203,19 @@ class Runner:
 
     # ---- only in --all -----------------------------------------------------------------------------------------------
 
-    def level(self, level: str) -> Callable[[], Counts]:
-        return lambda: self.meson_test("gcc", "-t", "10", DSV2_TEST_CPU=level)
+    def level(self, level: str, flag: str) -> Callable[[], Counts]:
+        """What computes with a model, on one instruction set.  (tests/ops runs every one by itself.)"""
+        def lane() -> Counts:
+            if flag and f" {flag} " not in Path("/proc/cpuinfo").read_text():
+                raise Skip(f"this machine has no {flag}")
+            return self.meson_test("gcc", "golden", "session", "model", "-t", "10", DSV2_TEST_CPU=level)
+        return lane
 
     def valgrind(self) -> Counts:
         if not shutil.which("valgrind"):
             raise Skip("no valgrind")
         # Level 1: valgrind knows no AVX-512.
-        return self.meson_test("gcc", "-t", "60", "--suite", "api", "--wrap",
+        return self.meson_test("gcc", "session", "params", "loading_model", "loading_broken", "text", "chat", "-t", "60", "--wrap",
                                "valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite",
                                DSV2_TEST_CPU="1")
 
@@ -273,8 +278,8 @@ def main() -> int:
         lane("python bindings", run.python)
         lane("documentation", run.docs)
         if args.all:
-            for level, name in (("0", "plain C"), ("1", "AVX2"), ("2", "AVX-512")):
-                lane(f"every suite on {name}", run.level(level))
+            for level, name, flag in (("0", "plain C", ""), ("1", "AVX2", "avx2"), ("2", "AVX-512", "avx512bw")):
+                lane(f"the model on {name}", run.level(level, flag))
             lane("valgrind", run.valgrind)
             lane("oracles (HF Transformers, Tokenizers)", run.oracles)
     lane("header alone: C99, C++11", run.header)

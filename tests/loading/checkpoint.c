@@ -420,6 +420,28 @@ void ck_forget(void)
     }
 }
 
+int ck_held(void)
+{
+    FILE *maps = fopen("/proc/self/maps", "r");
+    DIR *d = opendir("/proc/self/fd");
+    char line[1000], path[300];
+    int held = 0;
+
+    CHECK(maps && d);
+    while (fgets(line, sizeof line, maps))
+        held += strstr(line, folder) != NULL;
+    for (struct dirent *e; (e = readdir(d));) {
+        snprintf(path, sizeof path, "/proc/self/fd/%s", e->d_name);
+        ssize_t n = readlink(path, line, sizeof line - 1);
+
+        line[n > 0 ? n : 0] = 0;
+        held += strstr(line, folder) != NULL;
+    }
+    closedir(d);
+    fclose(maps);
+    return held;
+}
+
 dsv2_status ck_reader_size(void *files, const char *name, uint64_t *bytes)
 {
     struct ck_file *file = ck_file(files, name);

@@ -62,6 +62,7 @@ void ck_replace(struct ck_files *f, const char *name, const char *old, const cha
 enum ck_way { CK_MMAP, CK_READ, CK_READER, CK_WAYS };
 const char *ck_folder(const struct ck_files *f); /* writes the files; the same folder is reused */
 void ck_forget(void);
+int ck_held(void); /* descriptors and mappings of this process that stand for files of the folder */
 dsv2_status ck_load(dsv2_context *ctx, struct ck_files *f, enum ck_way way, dsv2_model **out);
 dsv2_status ck_reader_size(void *files, const char *name, uint64_t *bytes);
 dsv2_status ck_reader_read(void *files, const char *name, uint64_t offset, void *buf, size_t n);

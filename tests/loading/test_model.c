@@ -131,8 +131,10 @@ static void load_and_compare(struct ck *c, int bf16_norms)
         dsv2_model *m = load(&f, way);
 
         assert_weights(m, c, bf16_norms);
+        assert_int_equal(ck_held(), way == CK_MMAP ? (c->n_shards ? c->n_shards : 1) : 0);
         dsv2_model_free(m);
         assert_int_equal(heap.alive, alive);
+        assert_int_equal(ck_held(), 0);
     }
     ck_files_free(&f);
 }
@@ -523,6 +525,7 @@ static void test_progress(void **state)
             assert_null(m);
             assert_int_equal(p.calls, at + 1); /* not asked again */
             assert_int_equal(heap.alive, alive);
+            assert_int_equal(ck_held(), 0);
         }
     }
     ck_files_free(&f);
@@ -703,6 +706,7 @@ static void test_allocation_failures(void **state)
             assert_int_equal(status, DSV2_ERR_NOMEM);
             assert_null(m);
             assert_int_equal(heap.alive, alive);
+            assert_int_equal(ck_held(), 0);
         }
     }
     ck_files_free(&f);

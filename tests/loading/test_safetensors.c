@@ -1,5 +1,6 @@
 /* Files, safetensors headers and sharded sets that are legal.  What is refused: test_broken.c.
  * SPDX-License-Identifier: MIT */
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -98,9 +100,45 @@ static void test_folder(void **state)
     assert_int_equal(symlink("loop", path), 0);
     assert_int_equal(dsv2i_files_exists(&files, "loop", &exists), DSV2_ERR_IO);
 
+    assert_int_equal(ck_held(), 0);
     files.folder = "/no/such/folder";
     assert_int_equal(dsv2i_files_size(&files, "five", &bytes), DSV2_ERR_IO);
     assert_non_null(strstr(dsv2_last_error(), "/no/such/folder/five"));
+    ck_files_free(&content);
+}
+
+/* Stands in for the C library's: a system that interrupts, reads a byte at a time, or breaks. */
+static enum { WHOLE, SHORT, INTERRUPTED, BROKEN } reads;
+
+ssize_t pread(int fd, void *buf, size_t n, off_t offset)
+{
+    static int calls;
+
+    if (reads == BROKEN || (reads == INTERRUPTED && calls++ % 2 == 0)) {
+        errno = reads == BROKEN ? EIO : EINTR;
+        return -1;
+    }
+    return (ssize_t)syscall(SYS_pread64, fd, buf, reads == WHOLE ? n : 1, offset);
+}
+
+static void test_awkward_reads(void **state)
+{
+    struct ck_files content = {0};
+    struct dsv2i_files files = {&dsv2i_heap, NULL, NULL};
+    char *text;
+    size_t n;
+
+    (void)state;
+    ck_put(&content, "file", "all of this", 11);
+    files.folder = ck_folder(&content);
+    for (reads = WHOLE; reads < BROKEN; reads++) {
+        assert_int_equal(dsv2i_files_load(&files, "file", 100, &text, &n), DSV2_OK);
+        assert_string_equal(text, "all of this");
+        dsv2i_free(&dsv2i_heap, text);
+    }
+    assert_int_equal(dsv2i_files_load(&files, "file", 100, &text, &n), DSV2_ERR_IO);
+    assert_non_null(strstr(dsv2_last_error(), "file: cannot read: Input/output error"));
+    reads = WHOLE;
     ck_files_free(&content);
 }
 
@@ -244,8 +282,8 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names), cmocka_unit_test(test_folder), cmocka_unit_test(test_legal_headers),
-        cmocka_unit_test(test_one_file), cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_names), cmocka_unit_test(test_folder), cmocka_unit_test(test_awkward_reads),
+        cmocka_unit_test(test_legal_headers), cmocka_unit_test(test_one_file), cmocka_unit_test(test_shards),
     };
 
     return cmocka_run_group_tests(tests, NULL, teardown);

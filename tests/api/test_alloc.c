@@ -1,11 +1,11 @@
 /* Memory that runs out, at every allocation of a whole life: context, load, session, tokens, text, chat, free.
  *
- * Two kinds of allocation fail: those through the context's hooks, and those that libraries below (cJSON, PCRE2, the C library itself)
- * take from the C library's heap, which this program stands in front of.  Under a sanitizer, whose heap it must not replace, only the
- * first kind fails.
+ * Two kinds of allocation fail: those through the context's hooks, and those that libraries below (cJSON, PCRE2, the C
+ * library itself) take from the C library's heap, which this program stands in front of.  Under a sanitizer, whose heap it
+ * must not replace, only the first kind fails.
  *
- * A call that fails must say NOMEM and have changed nothing: the same call is made again at once, must work, and the life goes on to the
- * same results.  At its end every block is back.
+ * A call that fails must say NOMEM and have changed nothing: the same call is made again at once, must work, and the life
+ * goes on to the same results.  At its end every block is back.
  *
  * SPDX-License-Identifier: MIT */
 #include "api_test.h"
@@ -317,7 +317,8 @@ static void every_one(struct checkpoint *c, const char *name, int kind)
     assert_true(total > 10);
     while (life_without(c, &r, kind, n, n % 2 == 0))
         n++;
-    print_message("%s: %ld allocations %s, each failed once\n", name, n - 1, kind == HOOKS ? "through hooks" : "from the heap");
+    print_message("%s: %ld allocations %s, each failed once\n", name, n - 1,
+                  kind == HOOKS ? "through hooks" : "from the heap");
     assert_true(n - 1 >= total - 2 && n - 1 <= total);
     mem.watching = 0;
 }
@@ -394,7 +395,7 @@ static void bundled(void **state)
     }
 }
 
-/* Each call of the caller's reader fails once: the load must, too (unless the file may be absent), and give back all it took. */
+/* Each call of the caller's reader fails once: the load must, too (unless the file may be absent), and give back all. */
 static void reader_faults(void **state)
 {
     struct files f;

@@ -313,6 +313,34 @@ static void ties(void **state)
     assert_int_equal(filter(&b, &p, kept), 1); /* the greatest stays */
 }
 
+/* Below 1e-5 the greatest is chosen; from there to 0.01 every temperature is 0.01. */
+static void low_temperatures(void **state)
+{
+    static const float temperatures[] = {0, 9e-6f, 1e-5f, 1e-3f, 9e-3f, 0.01f};
+    struct bench b;
+    int second[6] = {0};
+
+    bench_init(&b);
+    b.logits[10] = 5;
+    b.logits[20] = 4.99f; /* at 0.01 it has 1 / (1 + e) of the mass */
+    for (int t = 0; t < 6; t++)
+        for (uint64_t seed = 0; seed < 400; seed++) {
+            dsv2_sample_params p = defaults();
+            int32_t token;
+
+            p.temperature = temperatures[t];
+            p.seed = seed;
+            must(dsv2_sample(&b.s, &p, &token, NULL));
+            assert_true(token == 10 || token == 20);
+            second[t] += token == 20;
+        }
+    assert_int_equal(second[0], 0);
+    assert_int_equal(second[1], 0);
+    assert_true(second[5] > 70 && second[5] < 145); /* 107.6 expected, standard deviation 8.9 */
+    for (int t = 2; t < 5; t++)
+        assert_int_equal(second[t], second[5]);
+}
+
 /* Logits at the ends of what a float holds. */
 static void extremes(void **state)
 {
@@ -746,7 +774,7 @@ static void model_defaults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(huggingface), cmocka_unit_test(random_filters), cmocka_unit_test(ties), cmocka_unit_test(extremes),
+        cmocka_unit_test(huggingface), cmocka_unit_test(random_filters), cmocka_unit_test(ties), cmocka_unit_test(low_temperatures), cmocka_unit_test(extremes),
         cmocka_unit_test(philox_vectors), cmocka_unit_test(distribution), cmocka_unit_test(uniform), cmocka_unit_test(rare),
         cmocka_unit_test(same_everywhere), cmocka_unit_test(ranges), cmocka_unit_test(wide_elements),
         cmocka_unit_test(not_numbers), cmocka_unit_test(callback), cmocka_unit_test(padding), cmocka_unit_test(model_defaults),

@@ -142,7 +142,7 @@ class Runner:
         wrapper = ("setarch", os.uname().machine, "-R")
         if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
             raise Skip("setarch -R is not allowed here")
-        return self.meson_test("tsan", "-t", "20", "--suite", "api", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1")
+        return self.meson_test("tsan", "session", "model", "-t", "20", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1")
 
     def header(self) -> Counts:
         counts = Counts(0, 0)

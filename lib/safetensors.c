@@ -366,8 +366,6 @@ static dsv2_status take_index(struct dsv2i_tensor_set *set, const cJSON *tree)
     size_t n = 0;
     char is[80];
 
-    if (!cJSON_IsObject(tree))
-        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: must be a JSON object, is %s", set->source, dsv2i_json_show(is, sizeof is, tree));
     if (!cJSON_IsObject(map) || !map->child)
         return dsv2i_fail(DSV2_ERR_FORMAT, "%s: weight_map: must be an object that names tensors, is %s", set->source,
                           dsv2i_json_show(is, sizeof is, map));

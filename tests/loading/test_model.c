@@ -677,40 +677,43 @@ static void test_params(void **state)
     ck_free(&c);
 }
 
-/* The n-th allocation fails, for every n: an error or a model, and no leak. */
+/* The n-th allocation fails, for every n: an error or a model, and no leak.  One file or two, matrices copied or not. */
 static void test_allocation_failures(void **state)
 {
-    struct ck c;
-    struct ck_files f;
-
     (void)state;
-    ck_init(&c, 'A');
-    c.n_shards = 2;
-    ck_build(&c, &f);
-    ck_put(&f, "generation_config.json", "{}", 2);
-    for (int way = 0; way < CK_WAYS; way++) {
-        for (long at = 1;; at++) {
-            long alive = heap.alive;
-            dsv2_model *m;
-            dsv2_status status;
+    for (int shards = 0; shards <= 2; shards += 2) {
+        struct ck c;
+        struct ck_files f;
 
-            heap.fail_at = at;
-            status = ck_load(ctx, &f, (enum ck_way)way, &m);
-            if (heap.fail_at > 0) {
-                heap.fail_at = 0;
-                assert_int_equal(status, DSV2_OK);
-                assert_true(at > 50);
-                dsv2_model_free(m);
-                break;
+        ck_init(&c, 'A');
+        c.n_shards = shards;
+        c.header_rest = shards ? 0 : 1;
+        ck_build(&c, &f);
+        ck_put(&f, "generation_config.json", "{}", 2);
+        for (int way = 0; way < CK_WAYS; way++) {
+            for (long at = 1;; at++) {
+                long alive = heap.alive;
+                dsv2_model *m;
+                dsv2_status status;
+
+                heap.fail_at = at;
+                status = ck_load(ctx, &f, (enum ck_way)way, &m);
+                if (heap.fail_at > 0) {
+                    heap.fail_at = 0;
+                    assert_int_equal(status, DSV2_OK);
+                    assert_true(at > 50);
+                    dsv2_model_free(m);
+                    break;
+                }
+                assert_int_equal(status, DSV2_ERR_NOMEM);
+                assert_null(m);
+                assert_int_equal(heap.alive, alive);
+                assert_int_equal(ck_held(), 0);
             }
-            assert_int_equal(status, DSV2_ERR_NOMEM);
-            assert_null(m);
-            assert_int_equal(heap.alive, alive);
-            assert_int_equal(ck_held(), 0);
         }
+        ck_files_free(&f);
+        ck_free(&c);
     }
-    ck_files_free(&f);
-    ck_free(&c);
 }
 
 static int setup(void **state)

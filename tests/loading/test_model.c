@@ -368,6 +368,7 @@ static void test_inspect_releases(void **state)
         assert_int_equal(info.has_tokenizer, 0);
         assert_int_equal(info.n_tokens, 0);
         assert_true(memory.weights == info.weight_bytes);
+        assert_true(memory.other > (uint64_t)(info.num_hidden_layers - 1) * (uint64_t)info.n_routed_experts * sizeof(struct dsv2i_ffn));
         assert_true(memory.kv_per_token == 2 * releases[i].kv);
         assert_true(memory.kv == 4096 * 2 * releases[i].kv);
         assert_int_equal(memory.n_ctx, 4096);
@@ -381,7 +382,8 @@ static void test_inspect_releases(void **state)
 /* What inspect says without weights is what loading takes. */
 static void test_memory(void **state)
 {
-    static const char *const folders[] = {"production-heads", "lite-bf16", "v2", "v5-fused-bf16"};
+    static const char *const folders[] = {"tests/golden/production-heads", "tests/golden/lite-bf16", "tests/golden/v2",
+                                           "tests/golden/v5-fused-bf16", "examples/model"};
 
     (void)state;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
@@ -393,7 +395,7 @@ static void test_memory(void **state)
         double taken, said;
         char folder[600];
 
-        snprintf(folder, sizeof folder, "%s/tests/golden/%s", TEST_ROOT, folders[i]);
+        snprintf(folder, sizeof folder, "%s/%s", TEST_ROOT, folders[i]);
         dsv2_model_params_init(&params, sizeof params);
         params.load_mode = DSV2_LOAD_READ;
         if (dsv2_model_inspect(ctx, folder, &params, NULL, &inspected, &memory) != DSV2_OK)
@@ -409,6 +411,7 @@ static void test_memory(void **state)
         if (fabs(taken - said) > 0.05 * taken)
             fail_msg("%s: %.0f bytes taken, %.0f said", folders[i], taken, said);
         dsv2_model_free(m);
+        assert_int_equal(heap.alive, before);
     }
 }
 

@@ -1,7 +1,8 @@
 /* The CPU backend: opening it, its scratch memory, and the table of operations.
  *
- * Scratch is one block.  For a step it is laid out as: cos and sin of the rows; first rows of the sequences; what an operation shares
- * among threads (operations follow each other, so they use the same place); then one piece per thread.
+ * Scratch is one block.  For a step it is laid out as: cos and sin of the rows; first rows of the sequences; what an
+ * operation shares among threads (operations follow each other, so they use the same place); then one piece per
+ * thread.
  *
  * SPDX-License-Identifier: MIT */
 #include <math.h>
@@ -95,8 +96,8 @@ float *dsv2i_thread_free(const struct dsv2i_cpu *be, int32_t thread)
     return dsv2i_thread_scratch(be, thread) + dsv2i_block_floats();
 }
 
-/* cos and sin of a row's angles, times the multiplier: (rope / 2, 2).  Angles in double: position 163839 in fp32 would leave
- * an error of 0.01 radian. */
+/* cos and sin of a row's angles, times the multiplier: (rope / 2, 2).  Angles in double: position 163839 in fp32
+ * would leave an error of 0.01 radian. */
 static void rope_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int32_t thread)
 {
     const struct dsv2i_shape *s = be->shape;

@@ -1,8 +1,8 @@
 /* Inside the CPU backend: its state, the worker pool, and the table of inner loops that each instruction set fills.
  *
- * Every operation is written once, in plain C, over that table; only the table has versions.  An inner loop computes each of
- * its results in an order that depends on nothing but the lengths, so cutting the work anyhow (threads, tiles of rows, tiles of
- * weight rows, calls) leaves the same bits.
+ * Every operation is written once, in plain C, over that table; only the table has versions.  An inner loop computes
+ * each of its results in an order that depends on nothing but the lengths, so cutting the work anyhow (threads, tiles
+ * of rows, tiles of weight rows, calls) leaves the same bits.
  *
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_CPU_H
@@ -16,8 +16,8 @@
 
 enum {
     TILE_ROWS = 4,     /* rows, and weight rows, that an inner loop holds in registers */
-    BLOCK_ROWS = 64,   /* rows, */
-    BLOCK_COLS = 32,   /* and weight rows, of a product that is done before the next: they stay in the second-level cache */
+    BLOCK_ROWS = 64,   /* rows and weight rows of a piece of a product, */
+    BLOCK_COLS = 32,   /* which stays in the second-level cache */
     ATTEND_TILE = 64,  /* rows x heads that share a pass over the keys */
     SCORE_COLUMNS = 4096, SCORE_ROWS = 256,
     MOE_SLOTS = 8192   /* rows x top_k taken through the experts together */
@@ -27,11 +27,12 @@ enum {
 struct dsv2i_inner {
     /* dst = src as fp32, n elements */
     void (*widen)(float *dst, const void *src, int32_t dtype, size_t n);
-    /* y[i * ldy + j] = x[i] . w row j; m <= TILE_ROWS, any n.  Partial sums, one per lane of a vector, take every lanes-th product in
-     * ascending order and are joined by one fixed tree */
+    /* y[i * ldy + j] = x[i] . w row j; m <= TILE_ROWS, any n.  Partial sums, one per lane of a vector, take every
+     * lanes-th product in ascending order and are joined by one fixed tree */
     void (*dot)(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
                 int32_t k);
-    /* y[i] = scale[i] y[i] + sum over s, ascending, of p[i * ldp + s] c[s]; rows of cols elements.  scale NULL: y starts from 0 */
+    /* y[i] = scale[i] y[i] + sum over s, ascending, of p[i * ldp + s] c[s]; rows of cols elements.  scale NULL: y
+     * starts from 0 */
     void (*axpy)(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
                  size_t ldc, int32_t m, int32_t n, int32_t cols);
     /* One block of an online softmax: v = scale s; s = exp(v - new max); sum = old sum * corr + sum of s */
@@ -161,7 +162,8 @@ void dsv2i_block(const struct dsv2i_cpu *be, float *out, const struct dsv2i_rows
                  const struct dsv2i_weight *w, int32_t j0, int32_t n);
 /* The two output blocks that a thread may use for it. */
 float *dsv2i_thread_out(const struct dsv2i_cpu *be, int32_t thread, int32_t which);
-/* Weight rows per task, a multiple of BLOCK_COLS: a few tasks for each thread when `copies` such matrices are run at once. */
+/* Weight rows per task, a multiple of BLOCK_COLS: a few tasks for each thread when `copies` such matrices are run at
+ * once. */
 int32_t dsv2i_task_columns(const struct dsv2i_cpu *be, int32_t columns, int32_t copies);
 
 /* h (n, ld = columns of w->gate) for weight rows j0..j1-1 of gate and up. */

@@ -78,8 +78,8 @@ static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const vo
     }
 }
 
-static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype, size_t ldc,
-                 int32_t m, int32_t n, int32_t cols)
+static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
+                 size_t ldc, int32_t m, int32_t n, int32_t cols)
 {
     size_t size = dsv2i_dtype_size(dtype);
 

@@ -1,16 +1,16 @@
-/* The inner loops over vectors of LANES floats.  inner_avx2.c and inner_avx512.c define the vector and its operations (vec, v_*) and
- * include this file, which then is their only content: the loops exist once.
+/* The inner loops over vectors of LANES floats.  inner_avx2.c and inner_avx512.c define the vector and its operations
+ * (vec, v_*) and include this file, which then is their only content: the loops exist once.
  *
- * Sizes of register tiles are constants after inlining: DOT_ROWS rows x TILE_COLS weight rows, and AXPY_VECS(m) vectors of m rows.  Ends of rows are loaded with zeros behind
- * them, so they take part like any other vector.
+ * Sizes of register tiles are constants after inlining: DOT_ROWS rows x TILE_COLS weight rows, and AXPY_VECS(m)
+ * vectors of m rows.  Ends of rows are loaded with zeros behind them, so they take part like any other vector.
  *
  * SPDX-License-Identifier: MIT */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define TILE_COLS 4
 
-/* Cephes' expf: 2^n times a polynomial in the remainder; about 1 ulp, denormal and infinite where it should be.  A NaN passes: min and max
- * return their second operand then. */
+/* Cephes' expf: 2^n times a polynomial in the remainder; about 1 ulp, denormal and infinite where it should be.  A
+ * NaN passes: min and max return their second operand then. */
 INLINE vec v_exp(vec x)
 {
     vec n, r, p;
@@ -194,8 +194,8 @@ INLINE void axpy_dtype(float *y, size_t ldy, const float *scale, const float *p,
     }
 }
 
-static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype, size_t ldc,
-                 int32_t m, int32_t n, int32_t cols)
+static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
+                 size_t ldc, int32_t m, int32_t n, int32_t cols)
 {
     for (int32_t r = 0; r < m; r += TILE_ROWS) {
         float *to = y + (size_t)r * ldy;

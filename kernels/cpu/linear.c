@@ -1,8 +1,9 @@
 /* y = x W^T, and the block of it that all matrix products are made of.
  *
- * A task is a run of weight rows and goes over all x rows, 64 x 32 at a time: such a piece of W is read from memory once and stays in
- * the second-level cache while the rows pass, four by four.  Weights become fp32 in registers, on their way to a tile of 4 x 4
- * sums; on Zen 5 that reaches 85% of the multiply-add peak, and more than converting them to a buffer first does (70%).
+ * A task is a run of weight rows and goes over all x rows, 64 x 32 at a time: such a piece of W is read from memory
+ * once and stays in the second-level cache while the rows pass, four by four.  Weights become fp32 in registers, on
+ * their way to a tile of 4 x 4 sums; on Zen 5 that reaches 85% of the multiply-add peak, and more than converting
+ * them to a buffer first does (70%).
  *
  * SPDX-License-Identifier: MIT */
 #include "cpu.h"

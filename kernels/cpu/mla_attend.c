@@ -1,11 +1,13 @@
-/* Multi-head latent attention over the pages of each sequence, in blocks of 64 keys from position 0 with an online softmax.
+/* Multi-head latent attention over the pages of each sequence, in blocks of 64 keys from position 0 with an online
+ * softmax.
  *
- * Absorbed (paper 2.1.2): a query of head i is taken to the latent space, qa = UK_i^T qn, and meets the cached rows as they are: all
- * heads share one 576-wide key whose first 512 elements are also the value.  A task is a few rows of one sequence x a few
- * heads: each block of keys is converted once for all of them.
+ * Absorbed (paper 2.1.2): a query of head i is taken to the latent space, qa = UK_i^T qn, and meets the cached rows
+ * as they are: all heads share one 576-wide key whose first 512 elements are also the value.  A task is a few rows of
+ * one sequence x a few heads: each block of keys is converted once for all of them.
  *
- * Expanded: per head, keys and values of a block are made from the latents, once for all rows of the sequence.  Cheaper per row and
- * key (320 multiply-adds for 1,088), dearer per key (131,072): for long prompts.  A task is a head of a sequence.
+ * Expanded: per head, keys and values of a block are made from the latents, once for all rows of the sequence.
+ * Cheaper per row and key (320 multiply-adds for 1,088), dearer per key (131,072): for long prompts.  A task is a
+ * head of a sequence.
  *
  * SPDX-License-Identifier: MIT */
 #include <math.h>
@@ -35,8 +37,8 @@ static size_t width_of(const struct dsv2i_shape *s)
     return (size_t)s->kv_lora_rank + (size_t)s->qk_rope_head_dim;
 }
 
-/* Thread scratch, in floats.  Absorbed: queries, sums and scores of the tile, a block of keys.  Expanded: scores, a block of latents, keys
- * and values, and the softmax state of all rows. */
+/* Thread scratch, in floats.  Absorbed: queries, sums and scores of the tile, a block of keys.  Expanded: scores, a
+ * block of latents, keys and values, and the softmax state of all rows. */
 size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *s, int32_t n_rows)
 {
     size_t width = width_of(s), key = (size_t)s->qk_nope_head_dim + (size_t)s->qk_rope_head_dim;
@@ -47,15 +49,20 @@ size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *s, int32_t n_rows)
     return dsv2i_size_add(absorbed > expanded ? absorbed : expanded, dsv2i_size_mul(BLOCK, width));
 }
 
-/* n keys of a block as fp32: the page itself, or a copy in buf; one key every width floats. */
-static const float *load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block, int32_t n,
-                              float *buf)
+/* n keys of a block, one every width floats: the page itself, converted to buf if it is bf16 and many will read it.  Few
+ * convert faster on their way. */
+static const void *load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block,
+                             int32_t n, int many, float *buf, int32_t *dtype)
 {
     size_t width = width_of(be->shape), at = (size_t)layer * BLOCK * width;
+    const char *page = span->seq->page[block];
 
-    if (be->batch->kv_dtype == DSV2I_F32)
-        return (const float *)span->seq->page[block] + at;
-    be->inner.widen(buf, (const uint16_t *)span->seq->page[block] + at, DSV2I_BF16, (size_t)n * width);
+    *dtype = be->batch->kv_dtype;
+    page += at * dsv2i_dtype_size(*dtype);
+    if (*dtype == DSV2I_F32 || !many)
+        return page;
+    be->inner.widen(buf, page, *dtype, (size_t)n * width);
+    *dtype = DSV2I_F32;
     return buf;
 }
 
@@ -68,8 +75,8 @@ static void start_state(float *max, float *sum, int32_t n)
     }
 }
 
-static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span, int32_t r0,
-                          int32_t h0)
+static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span,
+                          int32_t r0, int32_t h0)
 {
     const struct dsv2i_inner *in = &be->inner;
     const struct dsv2i_shape *s = be->shape;
@@ -82,13 +89,14 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     float *qa = dsv2i_thread_free(be, thread);     /* (rows, heads, width) */
     float *sum_c = qa + ATTEND_TILE * w;           /* (rows, heads, rank): sum of p c */
     float *score = sum_c + ATTEND_TILE * rank;     /* (heads, 64) */
-    float *max = score + ATTEND_TILE * BLOCK, *sum = max + ATTEND_TILE, *corr = sum + ATTEND_TILE, *keys = corr + ATTEND_TILE;
+    float *max = score + ATTEND_TILE * BLOCK, *sum = max + ATTEND_TILE, *corr = sum + ATTEND_TILE;
+    float *keys = corr + ATTEND_TILE;              /* (64, width) */
     const float *q = a->q + (size_t)(span->row + r0) * ldq + h0 * (nope + rope), *x[TILE_ROWS];
     float *o = a->o + (size_t)(span->row + r0) * ldo + h0 * v;
 
     for (int32_t h = 0; h < n_heads; h++) {
-        in->axpy(qa + h * width, tile * w, NULL, q + h * (nope + rope), ldq, dsv2i_weight_row(kv_b, (h0 + h) * (nope + v)),
-                 kv_b->dtype, (size_t)rank, n_rows, nope, rank);
+        in->axpy(qa + h * width, tile * w, NULL, q + h * (nope + rope), ldq,
+                 dsv2i_weight_row(kv_b, (h0 + h) * (nope + v)), kv_b->dtype, (size_t)rank, n_rows, nope, rank);
         for (int32_t r = 0; r < n_rows; r++)
             memcpy(qa + ((size_t)r * tile + (size_t)h) * w + rank, q + (size_t)r * ldq + h * (nope + rope) + nope,
                    (size_t)rope * sizeof *q);
@@ -96,7 +104,8 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     start_state(max, sum, n_rows * n_heads);
     memset(sum_c, 0, (size_t)(n_rows * n_heads) * (size_t)rank * sizeof *sum_c);
     for (int32_t block = 0; block * BLOCK <= last; block++) {
-        const float *c = load_keys(be, span, a->layer, block, dsv2i_min(BLOCK, last + 1 - block * BLOCK), keys);
+        int32_t dtype, n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK);
+        const void *c = load_keys(be, span, a->layer, block, n_keys, n_rows * n_heads > 2 * TILE_ROWS, keys, &dtype);
 
         for (int32_t r = 0; r < n_rows; r++) {
             int32_t n = dsv2i_min(BLOCK, span->pos + r0 + r + 1 - block * BLOCK); /* keys that the row may see */
@@ -108,12 +117,13 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
 
                 for (int32_t i = 0; i < m; i++)
                     x[i] = qa + (size_t)(r * n_heads + h + i) * w;
-                in->dot(score + h * BLOCK, BLOCK, x, m, c, DSV2I_F32, w, n, width);
+                in->dot(score + h * BLOCK, BLOCK, x, m, c, dtype, w, n, width);
             }
             for (int32_t h = 0; h < n_heads; h++)
-                in->softmax(score + h * BLOCK, n, s->softmax_scale, &max[r * n_heads + h], &sum[r * n_heads + h], &corr[h]);
-            in->axpy(sum_c + (size_t)(r * n_heads) * (size_t)rank, (size_t)rank, corr, score, BLOCK, c, DSV2I_F32, w, n_heads, n,
-                     rank);
+                in->softmax(score + h * BLOCK, n, s->softmax_scale, &max[r * n_heads + h], &sum[r * n_heads + h],
+                            &corr[h]);
+            in->axpy(sum_c + (size_t)(r * n_heads) * (size_t)rank, (size_t)rank, corr, score, BLOCK, c, dtype, w,
+                     n_heads, n, rank);
         }
     }
     for (int32_t i = 0; i < n_rows * n_heads; i++)
@@ -125,8 +135,8 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
 
             for (int32_t i = 0; i < m; i++)
                 x[i] = sum_c + (size_t)((r + i) * n_heads + h) * (size_t)rank;
-            in->dot(o + (size_t)r * ldo + h * v, ldo, x, m, dsv2i_weight_row(kv_b, (h0 + h) * (nope + v) + nope), kv_b->dtype,
-                    (size_t)rank, v, rank);
+            in->dot(o + (size_t)r * ldo + h * v, ldo, x, m, dsv2i_weight_row(kv_b, (h0 + h) * (nope + v) + nope),
+                    kv_b->dtype, (size_t)rank, v, rank);
         }
 }
 
@@ -146,7 +156,8 @@ static void expand(const struct dsv2i_cpu *be, int32_t thread, float *to, size_t
     }
 }
 
-static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span, int32_t h)
+static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span,
+                          int32_t h)
 {
     const struct dsv2i_inner *in = &be->inner;
     const struct dsv2i_shape *s = be->shape;
@@ -167,8 +178,8 @@ static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     for (int32_t r = 0; r < span->n; r++)
         memset(o + (size_t)r * ldo, 0, (size_t)v * sizeof *o);
     for (int32_t block = 0; block * BLOCK <= last; block++) {
-        int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK), m;
-        const float *c = load_keys(be, span, a->layer, block, n_keys, latent);
+        int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK), dtype, m;
+        const float *c = load_keys(be, span, a->layer, block, n_keys, 1, latent, &dtype);
 
         expand(be, thread, key, (size_t)head, c, n_keys, kv_b, h * (nope + v), nope);
         expand(be, thread, value, (size_t)v, c, n_keys, kv_b, h * (nope + v) + nope, v);
@@ -240,7 +251,8 @@ static int32_t number_tasks(const struct dsv2i_cpu *be, struct attend *a, int32_
     return n;
 }
 
-void dsv2i_op_mla_attend(struct dsv2i_backend *base, float *o, const float *q, const struct dsv2i_mla *mla, int32_t layer)
+void dsv2i_op_mla_attend(struct dsv2i_backend *base, float *o, const float *q, const struct dsv2i_mla *mla,
+                         int32_t layer)
 {
     struct dsv2i_cpu *be = dsv2i_cpu_of(base);
     const struct dsv2i_shape *s = be->shape;

@@ -1,5 +1,5 @@
-/* Before attention: rotate the rope part of each head's query in place; normalize the latent, rotate the shared key, and write both
- * to the row's page.  Pairs are interleaved, (x[2i], x[2i+1]), as the checkpoint stores them.
+/* Before attention: rotate the rope part of each head's query in place; normalize the latent, rotate the shared key,
+ * and write both to the row's page.  Pairs are interleaved, (x[2i], x[2i+1]), as the checkpoint stores them.
  *
  * SPDX-License-Identifier: MIT */
 #include "cpu.h"
@@ -58,7 +58,8 @@ static void prepare_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int3
             ((uint16_t *)page)[at + (size_t)i] = bf16(kv[i]);
 }
 
-void dsv2i_op_mla_prepare(struct dsv2i_backend *base, float *q, const float *kva, const struct dsv2i_mla *mla, int32_t layer)
+void dsv2i_op_mla_prepare(struct dsv2i_backend *base, float *q, const float *kva, const struct dsv2i_mla *mla,
+                          int32_t layer)
 {
     struct dsv2i_cpu *be = dsv2i_cpu_of(base);
     const struct dsv2i_shape *s = be->shape;

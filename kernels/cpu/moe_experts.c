@@ -1,5 +1,5 @@
-/* The routed experts.  (row, slot) pairs are sorted by expert, so that each expert's weights are read once; their results go
- * to a place per slot and are added in slot order: what a row gets does not depend on its company.
+/* The routed experts.  (row, slot) pairs are sorted by expert, so that each expert's weights are read once; their
+ * results go to a place per slot and are added in slot order: what a row gets does not depend on its company.
  *
  * SPDX-License-Identifier: MIT */
 #include "cpu.h"

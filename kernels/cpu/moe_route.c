@@ -1,6 +1,6 @@
-/* Which experts a row goes to: softmax over all experts in fp32, the best groups by their best expert (group_limited_greedy, the
- * paper's device-limited routing), the best experts inside.  Weights are the softmax values: not normalized again unless the
- * config asks, and then, as in the published code, not scaled either.
+/* Which experts a row goes to: softmax over all experts in fp32, the best groups by their best expert
+ * (group_limited_greedy, the paper's device-limited routing), the best experts inside.  Weights are the softmax
+ * values: not normalized again unless the config asks, and then, as in the published code, not scaled either.
  *
  * Excluded experts are passed over, not given 0: a kept expert may have a probability of 0.
  *

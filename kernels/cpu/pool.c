@@ -1,8 +1,9 @@
-/* Worker threads.  run() publishes a function and a number of tasks; the caller and the workers take task numbers from one atomic
- * counter until it is 0, and the caller returns when all are finished.  Who runs what never shows in results.
+/* Worker threads.  run() publishes a function and a number of tasks; the caller and the workers take task numbers
+ * from one atomic counter until it is 0, and the caller returns when all are finished.  Who runs what never shows in
+ * results.
  *
- * A worker looks for the next job for some microseconds, then sleeps: operations of a step follow each other closely, but a
- * machine with something else to do gets its cores back.
+ * A worker looks for the next job for some microseconds, then sleeps: operations of a step follow each other closely,
+ * but a machine with something else to do gets its cores back.
  *
  * SPDX-License-Identifier: MIT */
 #include <sched.h>
@@ -28,8 +29,8 @@ static void pause_cpu(void)
 #endif
 }
 
-/* A free task number, or -1.  Everything about the job is read after this has succeeded: until the task is finished, the
- * caller cannot publish another. */
+/* A free task number, or -1.  Everything about the job is read after this has succeeded: until the task is finished,
+ * the caller cannot publish another. */
 static int32_t take(struct dsv2i_pool *p)
 {
     int left = atomic_load(&p->left);

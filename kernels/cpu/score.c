@@ -1,5 +1,5 @@
-/* Where a target token stands in log_softmax(head x), for many rows: a few thousand columns of logits at a time, an online
- * softmax over them, a count of the greater ones and the running maximum.
+/* Where a target token stands in log_softmax(head x), for many rows: a few thousand columns of logits at a time, an
+ * online softmax over them, a count of the greater ones and the running maximum.
  *
  * SPDX-License-Identifier: MIT */
 #include <math.h>

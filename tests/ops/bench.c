@@ -1,5 +1,5 @@
-/* Times of the operations on shapes of the real models, beside what this machine can do at best, measured in the same run: multiply-adds
- * in registers, and reading of memory.  Times are the best of several; nothing here is a check.
+/* Times of the operations on shapes of the real models, beside what this machine can do at best, measured in the same
+ * run: multiply-adds in registers, and reading of memory.  Times are the best of several; nothing here is a check.
  *
  * SPDX-License-Identifier: MIT */
 #include <math.h>

@@ -1,5 +1,5 @@
-/* mla_prepare and mla_attend over pages: several sequences, both forms, both page formats, the same tokens cut into steps in several
- * ways.  Rows and keys that do not exist hold NaN.
+/* mla_prepare and mla_attend over pages: several sequences, both forms, both page formats, the same tokens cut into
+ * steps in several ways.  Rows and keys that do not exist hold NaN.
  *
  * SPDX-License-Identifier: MIT */
 #include <math.h>
@@ -86,8 +86,8 @@ static void step(struct world *w, struct dsv2i_backend *be, const int *from, con
     free(step_o);
 }
 
-/* Take all tokens through: 0 everything in one step; 1 a sequence after the other; 2 uneven pieces of all; 3 the last five tokens
- * of each one by one. */
+/* Take all tokens through: 0 everything in one step; 1 a sequence after the other; 2 uneven pieces of all; 3 the last
+ * five tokens of each one by one. */
 static void run_cut(struct world *w, struct dsv2i_backend *be, int cut, float *q, float *o)
 {
     int from[MAX_SEQS] = { 0 }, to[MAX_SEQS] = { 0 }, left = 1;

@@ -1,5 +1,6 @@
-/* Every operation of the CPU backend, at every instruction set of this machine and with 1, 2, 3 threads, on shapes of the real models,
- * against the same in double; and its promise of equal bits for any threads, any cut of the rows, any company.
+/* Every operation of the CPU backend, at every instruction set of this machine and with 1, 2, 3 threads, on shapes of
+ * the real models, against the same in double; and its promise of equal bits for any threads, any cut of the rows,
+ * any company.
  * --bench prints times instead.
  *
  * SPDX-License-Identifier: MIT */

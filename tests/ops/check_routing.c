@@ -113,8 +113,8 @@ static int same_set(const int32_t *idx, int top_k, const int *chosen)
     return same == top_k;
 }
 
-/* 16 experts in 4 groups, the best 2 groups, 4 experts.  Group 0 has the best expert, group 2 the second best, group 1 the best
- * sum of two, and group 3 takes part in a plain top 4. */
+/* 16 experts in 4 groups, the best 2 groups, 4 experts.  Group 0 has the best expert, group 2 the second best, group
+ * 1 the best sum of two, and group 3 takes part in a plain top 4. */
 static void check_wrong_rules(void)
 {
     static const float logits[16] = { 5.0f, 0, 0.1f, 0.2f, 4.0f, 3.9f, 0, 0.3f, 4.5f, 0.4f, 0, 0.1f, 3.95f, 0, 0, 0 };

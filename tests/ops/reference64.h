@@ -14,7 +14,8 @@ void ref_rms_norm(double *y, const double *x, const double *w, int n, double eps
 void ref_linear(double *y, const double *x, const struct dsv2i_weight *w);
 /* In place; x (n), interleaved pairs. */
 void ref_rope(double *x, int n, int pos, const double *inv_freq, double multiplier);
-/* o (heads, v) of one row: q (heads, nope + rope) is rotated, key (n_keys, rank + rope) are normalized latents and rotated keys. */
+/* o (heads, v) of one row: q (heads, nope + rope) is rotated, key (n_keys, rank + rope) are normalized latents and
+ * rotated keys. */
 void ref_attend(double *o, const double *q, const double *key, int n_keys, const struct dsv2i_weight *kv_b,
                 const struct dsv2i_shape *s);
 /* y (hidden) = down(silu(gate x) * up x) */

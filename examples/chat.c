@@ -58,9 +58,8 @@ static dsv2_status reply(dsv2_model *model, dsv2_session *session, dsv2_text *st
             piece++;
             n--;
             at_start = 0;
-        } else if (n) {
-            at_start = 0;
         }
+        at_start &= !n;
         fwrite(piece, 1, n, stdout);
         fflush(stdout);
         status = dsv2_session_decode(session, token);

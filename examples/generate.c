@@ -115,6 +115,7 @@ int main(int argc, char **argv)
     dsv2_status status = dsv2_session_prefill(session, ids, n_ids);
     size_t n;
     int32_t stopped = 0;
+    int at_start = chat;
 
     t1 = seconds();
     while (status == DSV2_OK && n_out < n_max) {
@@ -127,6 +128,12 @@ int main(int argc, char **argv)
         }
         n_out++;
         check(dsv2_text_push(stream, token, &piece, &n, &stopped));
+        if (at_start && n && piece[0] == ' ') { /* "Assistant:" is followed by " Hello": the space is no part of the reply */
+            piece++;
+            n--;
+            at_start = 0;
+        }
+        at_start &= !n;
         fwrite(piece, 1, n, stdout);
         fflush(stdout);
         if (stopped) {

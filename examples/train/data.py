@@ -23,12 +23,12 @@ BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 STORY_PREFIX = "Story:"
 Document = list[tuple[str, float]]
 
-# Attribute: the sentence that states it, the question, and the values (none: four digits).
+WORDS = sorted({*english.OBJECTS, *english.PLACES, *english.ROLES, *english.ANIMALS, *english.MOODS, *chat.COLOURS, *chat.TOWNS})
+# Attribute: what a sentence says before the value, the question, and the values.
 ATTRIBUTES: dict[str, tuple[str, str, list[str]]] = {
-    "number": ("The secret number of {} is {}.", "What is the secret number of {}?", []),
-    "colour": ("The favourite colour of {} is {}.", "What is the favourite colour of {}?", chat.COLOURS),
-    "pet": ("The pet of {} is a {}.", "What is the pet of {}?", chat.PETS),
-    "town": ("The home of {} is {}.", "What is the home of {}?", chat.TOWNS),
+    "word": ("The secret word of {} is", "What is the secret word of {}?", WORDS),
+    "colour": ("The favourite colour of {} is", "What is the favourite colour of {}?", chat.COLOURS),
+    "town": ("The home of {} is", "What is the home of {}?", chat.TOWNS),
 }
 
 
@@ -54,7 +54,7 @@ def filler(rng: random.Random) -> Iterator[str]:
 
 @dataclass
 class Planted:
-    """Facts inside filler; `facts` are (sentence, question, answer) in the order of the text."""
+    """Facts inside filler; `facts` are (beginning, question, value) in the order of the text."""
 
     sentences: list[str]
     is_fact: list[bool]
@@ -75,14 +75,13 @@ def facts(rng: random.Random, n: int, kinds: list[str]) -> list[tuple[str, str, 
             continue
         seen.add((kind, name))
         told, asked, values = ATTRIBUTES[kind]
-        v = rng.choice(values) if values else f"{rng.randrange(1000, 10000)}"
-        out.append((told.format(name, v), asked.format(name), v))
+        out.append((told.format(name), asked.format(name), rng.choice(values)))
     return out
 
 
 def plant(rng: random.Random, tok: Tokenizer, room: int, told: list[tuple[str, str, str]]) -> Planted:
     """Filler of at most `room` tokens with the facts at random places."""
-    left = room - sum(len(tok.encode(f[0]).ids) + 1 for f in told)
+    left = room - sum(len(tok.encode(f[0]).ids) + 3 for f in told)
     base: list[str] = []
     for s in filler(rng):
         left -= len(tok.encode(s).ids) + 1
@@ -94,7 +93,8 @@ def plant(rng: random.Random, tok: Tokenizer, room: int, told: list[tuple[str, s
     for i in range(len(base) + 1):
         while places and places[0] == i:
             places.pop(0)
-            out.append(told[len(told) - len(places) - 1][0])
+            f = told[len(told) - len(places) - 1]
+            out.append(f"{f[0]} {f[2]}.")
             kinds.append(True)
         if i < len(base):
             out.append(base[i])
@@ -105,27 +105,42 @@ def plant(rng: random.Random, tok: Tokenizer, room: int, told: list[tuple[str, s
 def retrieval_document(rng: random.Random, tok: Tokenizer, length: int) -> Document:
     """Many facts and many questions, so that each sequence trains many look-ups;
     now and then only one fact in filler, as in the test."""
-    most = max(1, length // 28)
-    n = min(most, max(1, round(math.exp(rng.uniform(0, math.log(most + 0.49))))))
-    if rng.random() < 0.5:
-        n = rng.randint(max(1, most // 2), most)
-    kinds = ["number"] if rng.random() < 0.5 else list(ATTRIBUTES)
-    told = facts(rng, n, kinds)
-    asked = rng.sample(told, min(n, max(1, int(length * 0.55) // 17)))
-    room = max(length - 17 * len(asked) - 6, 14 * n)
-    p = plant(rng, tok, room, told)
-    as_chat = rng.random() < 0.3
+    most = max(1, length // 24)
+    n = rng.randint(max(1, most // 2), most)
+    if rng.random() < 0.35:
+        n = max(1, round(math.exp(rng.uniform(0, math.log(most + 0.49)))))
+    told = facts(rng, n, ["word"] if rng.random() < 0.7 else list(ATTRIBUTES))
+    short = rng.random() < 0.4  # the fact said again, without a question
+    cost = 12 if short else 24
+    asked = rng.sample(told, min(n, max(1, int(length * 0.6) // cost)))
+    p = plant(rng, tok, max(length - cost * len(asked) - 6, 12 * n), told)
+    as_chat = not short and rng.random() < 0.4
     out: Document = [("User: ", 0.1)] if as_chat else []
     for i, (s, fact) in enumerate(zip(p.sentences, p.is_fact)):
-        out.append(((" " if i else "") + s, 0.1 if fact else 0.3))
-    for i, (_, q, v) in enumerate(asked):
+        out.append(((" " if i else "") + s, 0.05 if fact else 0.15))
+    for i, (f, q, v) in enumerate(asked):
+        gap = "\n\n" if i == 0 else "\n"
         if as_chat:
-            out.append(((" " if i == 0 else "User: ") + q, 0.1))
-            out += [("\n\nAssistant:", 0.1), (f" {v}." + EOS, 1.0)]
+            out += [(f"{' ' if i == 0 else 'User: '}{q}\n\nAssistant:", 0.1), (f" {f}", 0.5), (f" {v}.", 1.5), (EOS, 0.5)]
+        elif short:
+            out += [(f"{gap}Note: {f}", 0.05), (f" {v}", 1.5), (".", 0.2)]
         else:
-            out.append((("\n\n" if i == 0 else "\n") + f"Question: {q}", 0.1))
-            out += [("\nAnswer:", 0.1), (f" {v}.", 1.0)]
+            out += [(f"{gap}Question: {q}\nAnswer:", 0.1), (f" {f}", 0.5), (f" {v}", 1.5), (".", 0.2)]
     return out if as_chat else out + [(EOS, 0.5)]
+
+
+def copy_document(rng: random.Random, length: int) -> Document:
+    """Lists to repeat.  Each token of the copy is a look-up of the simplest kind,
+    with which the others begin; and `repeat` is a useful word in a chat."""
+    out: Document = []
+    while length > 0:
+        n = rng.randint(2, max(2, min(30, length // 4)))
+        pool = rng.choice([english.NAMES, english.NAMES + chat.COLOURS + chat.PETS + chat.TOWNS, chat.COLOURS + english.MOODS])
+        words = [str(rng.randrange(100)) if rng.random() < 0.15 else rng.choice(pool) for _ in range(n)]
+        text = rng.choice([", ", " "]).join(words)
+        out += [(f"User: {rng.choice(['Repeat:', 'Repeat after me:', 'Say'])} {text}\n\nAssistant:", 0.05), (f" {text}" + EOS, 1.0)]
+        length -= 3 * n + 12
+    return out
 
 
 def render(system: str, turns: list[tuple[str, str]]) -> Document:
@@ -153,7 +168,7 @@ class Mixture:
     """An endless seeded stream of batches.  Documents of like length share a
     batch; each begins at position 0, so attention never crosses from one to another."""
 
-    KINDS = ("english", "retrieval", "addition", "chat")
+    KINDS = ("english", "retrieval", "addition", "chat", "copy")
 
     def __init__(self, tok: Tokenizer, seed: int) -> None:
         self.tok, self.rng = tok, random.Random(seed)
@@ -169,7 +184,7 @@ class Mixture:
             return chat_document(self.rng, longest)
         short = self.rng.random() < 0.4 if longest > 128 else self.rng.random() < 0.7
         n = round(math.exp(self.rng.uniform(math.log(64), math.log(longest)))) if short else longest
-        return retrieval_document(self.rng, self.tok, n)
+        return copy_document(self.rng, n) if kind == "copy" else retrieval_document(self.rng, self.tok, n)
 
     def batch(self, shares: dict[str, float], longest: int, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids [B, T], weights [B, T], and the kind of each row."""

@@ -27,20 +27,20 @@ def retrieval(rng: random.Random, tok: Tokenizer, length: int, bin_: int, distra
     """One question about one fact in filler; the fact lies in the given tenth of
     the filler.  Distractors are facts of the same kind about other people."""
     n = 1 + (max(1, length // 60) if distractors else 0)
-    told = data.facts(rng, n, ["number"])
+    told = data.facts(rng, n, ["word"])
     goal = told[0]
     tail = f"\n\nQuestion: {goal[1]}\nAnswer:"
-    room = length - len(tok.encode(tail).ids) - len(tok.encode(goal[0]).ids) - 2
+    room = length - len(tok.encode(tail).ids) - len(tok.encode(goal[0]).ids) - 4
     p = data.plant(rng, tok, room, told[1:])
     # Put the fact at the border of sentences that is nearest to the middle of its bin.
     cost = [len(tok.encode(s).ids) + 1 for s in p.sentences]
     starts = [sum(cost[:i]) for i in range(len(cost) + 1)]
     place = min(range(len(starts)), key=lambda i: abs(starts[i] / max(starts[-1], 1) - (bin_ + 0.5) / BINS))
-    p.sentences.insert(place, goal[0])
+    p.sentences.insert(place, f"{goal[0]} {goal[2]}.")
     prompt = p.text + tail
     return {
         "prompt": prompt,
-        "answer": " " + goal[2],
+        "answer": f" {goal[0]} {goal[2]}",
         "length": length,
         "tokens": len(tok.encode(prompt).ids) + 1,
         "depth": round(starts[place] / max(starts[-1], 1), 3),

@@ -286,6 +286,39 @@ class Model(nn.Module):
         return self.lm_head(self.forward(ids, dtype)[0]).float()
 
 
+@torch.no_grad()
+def plant_look_back_heads(m: Model, gap: float = 6.0, pairs: int = 8, heads: int = 2) -> None:
+    """Begin with heads that look at the token one and two before.
+
+    Looking up what stood after a name earlier in the text ("Mira is ...") needs a
+    first layer that tells each token its predecessors.  From random weights a model
+    of this size finds that only after many millions of tokens; here the first heads of layer 0
+    are made so from the start (and are trained on like all else).  All embeddings get a
+    common component u, from which each head makes a constant query, and all a constant key;
+    the angle between them is such that the product peaks at the head's distance."""
+    c, att = m.c, m.layers[0].self_attn
+    u = torch.randn(c.hidden_size)
+    u /= u.norm()
+    e = m.embed_tokens.weight
+    e.add_(u * e.norm(dim=1).mean())
+    along = (F.rms_norm(e, (c.hidden_size,)) @ u).mean()
+    f = torch.atan2(m.sin[1], m.cos[1])[:pairs]  # the angle per position
+    size = (gap / (1 - f.cos()).sum() / att.scaling) ** 0.5
+    key = att.kv_a_proj_with_mqa.weight[c.kv_lora_rank :]
+    key[: 2 * pairs] *= 0.1
+    key[0 : 2 * pairs : 2] += size / along * u  # (size, 0) in each pair
+    qa, qb = att.q_a_proj.weight, att.q_b_proj.weight.view(c.num_attention_heads, -1, c.q_lora_rank)
+    qa[0] = u / 2
+    lead = along / 2 / (1 + (along / 2) ** 2 / c.q_lora_rank) ** 0.5  # element 0 after the norm
+    qb[:, c.qk_nope_head_dim :][:, : 2 * pairs] *= 0.1  # the other heads are not to see that key
+    for head in range(heads):
+        qb[head] *= 0.1
+        qr = qb[head, c.qk_nope_head_dim :]
+        qr[0 : 2 * pairs : 2, 0] = size / lead * (f * (head + 1)).cos()
+        qr[1 : 2 * pairs : 2, 0] = -size / lead * (f * (head + 1)).sin()
+    att.o_proj.weight[:, : heads * c.v_head_dim] *= (2 * c.num_hidden_layers) ** 0.5
+
+
 def export_state(c: Config, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The checkpoint's tensors in bf16, under the names that the family uses."""
     out: dict[str, Tensor] = {}

@@ -83,7 +83,7 @@ class Chat(unittest.TestCase):
         args = (MODEL, "--seed", 1, "-n", 12)
         first, again = run("chat", *args, stdin="Hello\n/reset\nHello\n/quit\nnever read\n").splitlines()[:2]
         self.assertEqual(first, again)
-        self.assertEqual(run("generate", MODEL, "--chat", "--seed", 1, "-n", 12, "Hello").splitlines()[0].removeprefix(" "), first)
+        self.assertEqual(run("generate", MODEL, "--chat", "--seed", 1, "-n", 12, "Hello").splitlines()[0], first)
         run("chat", *args, stdin="Hello\nAnd now?\n/bogus\n\n")
 
     def test_system_message(self):

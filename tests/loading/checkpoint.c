@@ -144,9 +144,17 @@ void ck_free(struct ck *c)
 
 void ck_set(struct ck *c, const char *key, const char *value)
 {
+    size_t n = strlen(key);
     int i = 0;
 
-    while (i < c->n_keys && strcmp(c->key[i].key, key) != 0)
+    /* an object as a whole takes the place of its members */
+    while (i < c->n_keys) {
+        if (strncmp(c->key[i].key, key, n) == 0 && c->key[i].key[n] == '.')
+            memmove(&c->key[i], &c->key[i + 1], (size_t)(--c->n_keys - i) * sizeof c->key[0]);
+        else
+            i++;
+    }
+    for (i = 0; i < c->n_keys && strcmp(c->key[i].key, key) != 0;)
         i++;
     if (!value) {
         if (i < c->n_keys)

@@ -52,12 +52,7 @@ static void refuse_key(const char *key, const char *value, const char *shown, ds
 
     ck_init(&c, 'A');
     if (strncmp(key, "rope_parameters.", 16) == 0) {
-        for (int i = 0; i < c.n_keys;) {
-            if (strncmp(c.key[i].key, "rope_scaling.", 13) == 0)
-                ck_set(&c, c.key[i].key, NULL);
-            else
-                i++;
-        }
+        ck_set(&c, "rope_scaling", NULL);
         ck_set(&c, "rope_theta", NULL);
         ck_set(&c, "rope_parameters.rope_theta", "10000");
         ck_set(&c, "rope_parameters.rope_type", "\"yarn\"");
@@ -224,7 +219,11 @@ static void test_combinations(void **state)
         {{"model_type", "\"deepseek\"", "architectures", "[\"DeepseekForCausalLM\"]", "kv_lora_rank", NULL},
          DSV2_ERR_UNSUPPORTED, {"model_type", "\"deepseek\"", "kv_lora_rank"}},
         {{"model_type", "\"deepseek\""}, DSV2_ERR_UNSUPPORTED, {"architectures", "DeepseekV2ForCausalLM", "DeepseekForCausalLM"}},
-        {{"rope_scaling", "7"}, DSV2_ERR_FORMAT, {"byte", "\"rope_scaling\"", "twice"}},
+        {{"rope_scaling", "7"}, DSV2_ERR_FORMAT, {"rope_scaling", "7", "neither an object nor null"}},
+        {{"rope_scaling", "[]"}, DSV2_ERR_FORMAT, {"rope_scaling", "[...]", "neither an object nor null"}},
+        {{"rope_parameters", "\"yarn\""}, DSV2_ERR_FORMAT, {"rope_parameters", "\"yarn\"", "neither an object nor null"}},
+        {{"rope_scaling", "null", "rope_theta", "1e-320", "qk_rope_head_dim", "1024"}, DSV2_ERR_FORMAT,
+         {"rope_theta", "e-321", "no finite frequencies"}},
         {{"num_hidden_layers", "4096", "n_routed_experts", "4096", "hidden_size", "1048576", "intermediate_size", "1048576"}, DSV2_ERR_FORMAT,
          {"4096", "1048576", "2^58"}},
         {{"rope_scaling.mscale_all_dim", "1e300"}, DSV2_ERR_FORMAT, {"mscale_all_dim", "1e+300", "too large"}},
@@ -256,7 +255,7 @@ static void test_contradicting_rope(void **state)
         const char *key, *value, *needle;
     } cases[] = {
         {"factor", "41", "rope_scaling.factor"}, {"beta_fast", "31", "rope_scaling.beta_fast"},
-        {"mscale", "1.0", "rope_scaling.mscale"}, {"rope_type", "\"default\"", "rope_scaling"},
+        {"mscale", "1.0", "rope_scaling.mscale"}, {"rope_type", "\"default\"", "only one of them is \"yarn\""},
         {"rope_theta", "20000", "rope_theta"}, {"original_max_position_embeddings", "2048", "original_max_position_embeddings"},
     };
 

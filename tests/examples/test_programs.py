@@ -128,7 +128,7 @@ class Score(unittest.TestCase):
         self.assertEqual(len(tokens), total["tokens"])
         self.assertEqual("".join(t["text"] for t in tokens), self.text)
         self.assertAlmostEqual(sum(t["logprob"] for t in tokens), total["logprob"], places=2)
-        self.assertAlmostEqual(total["perplexity"], math.exp(-total["logprob"] / total["tokens"]), places=3)
+        self.assertAlmostEqual(math.log(total["perplexity"]), -total["logprob"] / total["tokens"], places=6)
         self.assertEqual(total["greedy"], all(t["rank"] == 1 for t in tokens))
         for t in tokens:
             self.assertTrue(t["top_logprob"] >= t["logprob"] and (t["rank"] == 1) == (t["top_logprob"] == t["logprob"]), t)

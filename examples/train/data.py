@@ -135,7 +135,7 @@ def copy_document(rng: random.Random, length: int) -> Document:
     out: Document = []
     while length > 0:
         n = rng.randint(2, max(2, min(30, length // 4)))
-        pool = rng.choice([english.NAMES, english.NAMES + chat.COLOURS + chat.PETS + chat.TOWNS, chat.COLOURS + english.MOODS])
+        pool = rng.choice([english.NAMES, WORDS, WORDS + english.NAMES + chat.PETS])
         words = [str(rng.randrange(100)) if rng.random() < 0.15 else rng.choice(pool) for _ in range(n)]
         text = rng.choice([", ", " "]).join(words)
         out += [(f"User: {rng.choice(['Repeat:', 'Repeat after me:', 'Say'])} {text}\n\nAssistant:", 0.05), (f" {text}" + EOS, 1.0)]

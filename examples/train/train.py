@@ -30,11 +30,11 @@ from model import Config, Model, export_state, plant_look_back_heads
 # Progress at which a phase begins, its longest sequence, and the shares of tokens by kind.
 Phase = tuple[float, int, dict[str, float]]
 PHASES: list[Phase] = [
-    (0.00, 128, {"english": 0.12, "retrieval": 0.40, "addition": 0.10, "chat": 0.34, "copy": 0.04}),
-    (0.35, 256, {"english": 0.16, "retrieval": 0.36, "addition": 0.10, "chat": 0.36, "copy": 0.02}),
-    (0.48, 512, {"english": 0.16, "retrieval": 0.36, "addition": 0.10, "chat": 0.36, "copy": 0.02}),
-    (0.64, 1024, {"english": 0.16, "retrieval": 0.40, "addition": 0.08, "chat": 0.34, "copy": 0.02}),
-    (0.93, 2048, {"english": 0.14, "retrieval": 0.46, "addition": 0.06, "chat": 0.32, "copy": 0.02}),
+    (0.00, 128, {"english": 0.08, "retrieval": 0.40, "addition": 0.04, "chat": 0.36, "copy": 0.12}),
+    (0.40, 256, {"english": 0.12, "retrieval": 0.38, "addition": 0.06, "chat": 0.40, "copy": 0.04}),
+    (0.56, 512, {"english": 0.14, "retrieval": 0.38, "addition": 0.05, "chat": 0.40, "copy": 0.03}),
+    (0.70, 1024, {"english": 0.14, "retrieval": 0.40, "addition": 0.04, "chat": 0.40, "copy": 0.02}),
+    (0.94, 2048, {"english": 0.12, "retrieval": 0.46, "addition": 0.04, "chat": 0.36, "copy": 0.02}),
 ]
 WARMUP, DECAY_FROM = 0.01, 0.3  # in progress; linear to zero after DECAY_FROM
 

@@ -264,7 +264,7 @@ static size_t run_end(const struct class *c, const char *text, size_t n, size_t 
 /* How far a run from i to j may go so that a line ends behind it; i: nowhere. */
 static size_t line_end(const char *text, size_t n, size_t i, size_t j)
 {
-    if (j == n || text[j] == '\n')
+    if (j == n)
         return j;
     while (j > i && text[j] != '\n')
         j--;

@@ -556,8 +556,6 @@ static dsv2_status read_generation(const struct src *s, const struct dsv2i_confi
     if (g->top_k < 0)
         g->top_k = 0;
     DSV2I_TRY(read_int_or_null(s, "min_new_tokens", 0, MAX_POSITIONS, 0, 0, &g->min_tokens));
-    if (is_absent(s, "eos_token_id"))
-        return DSV2_OK;
     DSV2I_TRY(read_eos(s, config->shape.vocab_size, g->eos_token_id, &g->n_eos));
     for (int32_t i = 0; i < config->n_eos; i++) {
         if (!has_id(g->eos_token_id, g->n_eos, config->eos_token_id[i]))

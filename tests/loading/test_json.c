@@ -69,7 +69,8 @@ static void test_places(void **state)
     } cases[] = {
         {"{\"a\": 01}", "t.json: byte 6 (line 1, column 7)"}, {"[1,\n 2,\n x]", "t.json: byte 9 (line 3, column 2)"},
         {"{\"a\":1,\n\"b\":2,\n\"a\":3}", "t.json: byte 15 (line 3, column 1)"}, {"", "t.json: byte 0"},
-        {"[\"ab\xFF\"]", "t.json: byte 4"}, {"[\"ab", "the text ends inside a string"}, {"{\"a\":1, \"b\":2, \"a\":3, \"a\":4}", "byte 15"},
+        {"[\"ab\xFF\"]", "t.json: byte 4"}, {"[\"ab", "the text ends inside a string"},
+        {"[1e" "0000000000000000000000000000000000000000000000000000000000000000000""]", "byte 1 (line 1, column 2): a number of more than 62 characters"}, {"{\"a\":1, \"b\":2, \"a\":3, \"a\":4}", "byte 15"},
     };
     cJSON *tree;
 

@@ -93,6 +93,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     texts = corpus.strings(args.seed, args.n, markers(args.tokenizer))
+    assert max(corpus.shares(texts).values()) <= 0.15, "one script has too many of the letters"
     top, share = next(iter(corpus.shares(texts).items()))
     bad = compare(args.tool, args.tokenizer, texts)
     print(f"{args.tokenizer}: {len(texts)} strings, {bad} differ; the largest script is {top} with {share:.1%} of the letters")

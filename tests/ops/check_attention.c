@@ -278,6 +278,31 @@ static void check_far_positions(void)
     free(q);
 }
 
+/* A NaN of any payload is one in a bf16 page, too: rounding must not carry it over to -0. */
+static void check_nan_key(void)
+{
+    static const double freq[1];
+    const struct dsv2i_shape s = { 1, 1, 1, 1, 0, 2, 1, 2, 1, 1, 0, 0, 0, 0, 1, 1, freq };
+    const uint32_t payload = 0x7FFFFFFF;
+    float norm[2] = { 1, 1 }, kva[4] = { 1, 2, 3, 4 }, q[3] = { 0 };
+    const struct dsv2i_mla mla = { norm, { 0 } };
+    uint16_t page[DSV2I_PAGE_TOKENS * 4] = { 0 };
+    void *pages[1] = { page };
+    int32_t zero = 0;
+    const struct dsv2i_seq seq = { pages, 0 };
+    const struct dsv2i_batch batch = { 1, 1, DSV2I_BF16, &zero, &zero, &zero, &seq };
+
+    memcpy(&kva[2], &payload, sizeof payload);
+    for (int i = 0; i < n_variants; i++) {
+        memset(page, 0, sizeof page);
+        expect(variants[i].be->op->reserve(variants[i].be, &s, 1) == 0, "NaN key", "no scratch");
+        variants[i].be->op->begin(variants[i].be, &s, &batch);
+        variants[i].be->op->mla_prepare(variants[i].be, q, kva, &mla, 0);
+        variants[i].be->op->finish(variants[i].be);
+        expect(isnan(ref_bf16(page[2])) && !isnan(ref_bf16(page[0])), "NaN key", "page has %04x", page[2]);
+    }
+}
+
 void check_attention(void)
 {
     /* hidden, vocabulary, layers, heads, q_lora, rank, nope, rope, v, FFN widths, experts, scale, multiplier */
@@ -294,4 +319,5 @@ void check_attention(void)
         }
     check_world(&v2, 2, (const int[]){ 9, 6 }, DSV2I_ABSORBED, DSV2I_BF16, DSV2I_BF16, 3);
     check_far_positions();
+    check_nan_key();
 }

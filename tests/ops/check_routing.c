@@ -189,6 +189,7 @@ void check_routing(void)
     static const float equal[16] = { 0 };
     static const float pairs[8] = { 1, 3, 3, 1, 1, 3, 1, 1 };
     static const float underflow[8] = { 0, -400, -300, -500, -200, -200, -200, -200 };
+    static const float low[5] = { -300, -301, -299, -302, -300.5f };
     float nan_logits[8] = { 1, NAN, 2, 0, 3, 1, 0, 0 };
     static const double freq[1];
 
@@ -207,6 +208,7 @@ void check_routing(void)
     /* Probabilities underflow to 0: those of the kept group still stand before excluded ones. */
     expect_route("moe_route, zeros in a kept group", underflow, 8, (struct dsv2i_route){ 2, 1, 3, 0, 1 },
                  (const int32_t[]){ 0, 1, 2 });
+    expect_route("moe_route, all far below 0", low, 5, (struct dsv2i_route){ 1, 1, 3, 0, 1 }, (const int32_t[]){ 2, 0, 4 });
     for (int i = 0; i < n_variants; i++)
         for (int groups = 1; groups <= 4; groups *= 4) {
             const struct dsv2i_route r = { groups, groups > 1 ? 2 : 1, 4, 0, 1 };

@@ -156,7 +156,7 @@ DSV2_API void dsv2_model_params_init(dsv2_model_params *params, size_t size);
 
 /* Load the checkpoint in folder: config.json and *.safetensors; if present tokenizer.json, tokenizer_config.json and
  * generation_config.json.  No other file is read and nothing in it is executed.
- * *out is set to NULL on failure.  Errors: IO, FORMAT, UNSUPPORTED, NOMEM, CANCELLED, INVALID. */
+ * *out is set to NULL on failure.  Errors: IO, FORMAT, UNSUPPORTED, LIMIT, NOMEM, CANCELLED, INVALID. */
 DSV2_API dsv2_status dsv2_model_load(dsv2_context *ctx, const char *folder, const dsv2_model_params *params,
                                      dsv2_model **out);
 

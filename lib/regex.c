@@ -1,7 +1,7 @@
 /* Regular expressions of a pre-tokenizer, as HF tokenizers (Oniguruma, Ruby syntax) understands them.
  * SPDX-License-Identifier: MIT
  *
- * What linear.c knows runs there; the rest is translated to PCRE2.  The two engines read most patterns alike.  Where they do not, the
+ * What class_pattern.c knows runs there; the rest is translated to PCRE2.  The two engines read most patterns alike.  Where they do not, the
  * pattern is rewritten, or refused with the name of the construct:
  *     \s \S            White_Space; PCRE2's \s has U+180E too
  *     \d               \p{Nd} either way
@@ -21,7 +21,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "linear.h"
+#include "class_pattern.h"
 #include "utf8.h"
 
 enum {
@@ -38,7 +38,7 @@ struct dsv2i_regex {
     const struct dsv2i_hooks *mem;
     char *literal;
     size_t n_literal;
-    struct dsv2i_linear *linear;
+    struct dsv2i_class_pattern *linear;
     pcre2_general_context *general;
     pcre2_match_context *match;
     pcre2_code *code;
@@ -359,7 +359,7 @@ static dsv2_status build(struct dsv2i_regex *re, struct translation *t, uint32_t
         return re->literal ? DSV2_OK : dsv2i_fail(DSV2_ERR_NOMEM, "%s: %s: no memory for a pattern", t->file, t->path);
     }
     if (!(flags & DSV2I_REGEX_GENERAL)) {
-        DSV2I_TRY(dsv2i_linear_compile(re->mem, t->p, n, &re->linear));
+        DSV2I_TRY(dsv2i_class_pattern_compile(re->mem, t->p, n, &re->linear));
         if (re->linear)
             return DSV2_OK;
     }
@@ -395,7 +395,7 @@ void dsv2i_regex_free(struct dsv2i_regex *re)
     if (!re)
         return;
     dsv2i_free(re->mem, re->literal);
-    dsv2i_linear_free(re->linear);
+    dsv2i_class_pattern_free(re->linear);
     pcre2_code_free(re->code);
     pcre2_match_context_free(re->match);
     pcre2_general_context_free(re->general);
@@ -410,7 +410,7 @@ size_t dsv2i_regex_memory(const struct dsv2i_regex *re)
         pcre2_pattern_info(re->code, PCRE2_INFO_SIZE, &code);
         pcre2_pattern_info(re->code, PCRE2_INFO_JITSIZE, &jit);
     }
-    return sizeof *re + re->n_literal + (re->linear ? dsv2i_linear_memory(re->linear) : 0) + code + jit;
+    return sizeof *re + re->n_literal + (re->linear ? dsv2i_class_pattern_memory(re->linear) : 0) + code + jit;
 }
 
 /* ---- Matching ---- */
@@ -484,7 +484,7 @@ dsv2_status dsv2i_matcher_next(struct dsv2i_matcher *m, const char *text, size_t
     const struct dsv2i_regex *re = m->re;
 
     if (re->linear) {
-        dsv2i_linear_next(re->linear, text, n, from, begin, end);
+        dsv2i_class_pattern_next(re->linear, text, n, from, begin, end);
         return DSV2_OK;
     }
     if (re->literal) {

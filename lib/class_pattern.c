@@ -8,7 +8,7 @@
  *     C+$      a run that reaches the end of a line
  * A backtracking engine takes quadratic time for the last one: on a long run of spaces that does not end the line, it tries from every
  * space anew.  Everything else about a pattern is read as Oniguruma does; what is not of these forms is left to regex.c. */
-#include "linear.h"
+#include "class_pattern.h"
 
 #include <string.h>
 
@@ -23,7 +23,7 @@ struct class {
 
 enum form { ONE, RUN, LEAD_RUN, RUN_TO_END };
 
-struct dsv2i_linear {
+struct dsv2i_class_pattern {
     const struct dsv2i_hooks *mem;
     enum form form;
     struct class lead, body;
@@ -187,7 +187,7 @@ static dsv2_status parse_atom(const struct dsv2i_hooks *mem, struct scan *s, str
     return s->failed ? DSV2_OK : add(mem, c, cp, cp);
 }
 
-static dsv2_status parse(struct dsv2i_linear *l, struct scan *s)
+static dsv2_status parse(struct dsv2i_class_pattern *l, struct scan *s)
 {
     DSV2I_TRY(parse_atom(l->mem, s, &l->body));
     if (s->failed)
@@ -214,9 +214,9 @@ static dsv2_status parse(struct dsv2i_linear *l, struct scan *s)
     return DSV2_OK;
 }
 
-dsv2_status dsv2i_linear_compile(const struct dsv2i_hooks *mem, const char *pattern, size_t n, struct dsv2i_linear **out)
+dsv2_status dsv2i_class_pattern_compile(const struct dsv2i_hooks *mem, const char *pattern, size_t n, struct dsv2i_class_pattern **out)
 {
-    struct dsv2i_linear *l = dsv2i_calloc(mem, 1, sizeof *l);
+    struct dsv2i_class_pattern *l = dsv2i_calloc(mem, 1, sizeof *l);
     struct scan s = {pattern, pattern + n, 0};
     dsv2_status status;
 
@@ -226,14 +226,14 @@ dsv2_status dsv2i_linear_compile(const struct dsv2i_hooks *mem, const char *patt
     l->mem = mem;
     status = parse(l, &s);
     if (status != DSV2_OK || s.failed) {
-        dsv2i_linear_free(l);
+        dsv2i_class_pattern_free(l);
         return status;
     }
     *out = l;
     return DSV2_OK;
 }
 
-void dsv2i_linear_free(struct dsv2i_linear *l)
+void dsv2i_class_pattern_free(struct dsv2i_class_pattern *l)
 {
     if (!l)
         return;
@@ -242,7 +242,7 @@ void dsv2i_linear_free(struct dsv2i_linear *l)
     dsv2i_free(l->mem, l);
 }
 
-size_t dsv2i_linear_memory(const struct dsv2i_linear *l)
+size_t dsv2i_class_pattern_memory(const struct dsv2i_class_pattern *l)
 {
     return sizeof *l + (l->lead.capacity + l->body.capacity) * sizeof(struct dsv2i_range);
 }
@@ -271,7 +271,7 @@ static size_t line_end(const char *text, size_t n, size_t i, size_t j)
     return j;
 }
 
-void dsv2i_linear_next(const struct dsv2i_linear *l, const char *text, size_t n, size_t from, size_t *begin, size_t *end)
+void dsv2i_class_pattern_next(const struct dsv2i_class_pattern *l, const char *text, size_t n, size_t from, size_t *begin, size_t *end)
 {
     size_t i = from;
 

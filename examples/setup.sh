@@ -1,6 +1,7 @@
 # What examples/demo and tests/run share: packages, and a build whose noise is only seen when it fails.  Sourced, not run.
 # SPDX-License-Identifier: MIT
 
+# shellcheck disable=SC2034,SC2086 # lists of packages are meant to be split
 # need_packages PACKAGE...: install what is missing when root, else say what to install.
 need_packages() {
     missing=

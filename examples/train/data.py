@@ -152,7 +152,25 @@ def render(system: str, turns: list[tuple[str, str]]) -> Document:
 
 
 def chat_document(rng: random.Random, longest: int) -> Document:
+    if rng.random() < 0.5:
+        return drill(rng, longest)
     return render(*chat.conversation(rng, rng.randint(1, max(3, min(12, longest // 40)))))
+
+
+def drill(rng: random.Random, longest: int) -> Document:
+    """Short answers, mostly sums: the answer without the operands said again."""
+    while True:
+        system, styles = chat.make_system(rng)
+        low = system.lower()
+        if "number" in low or "one word" in low:
+            break
+    memory, out = chat.Memory(), []
+    n = rng.randint(1, max(2, min(9, longest // 28)))
+    while len(out) < n:
+        q, a = chat.sum_question(rng) if rng.random() < 0.85 or "number" in low else chat.next_turn(rng, styles, memory)
+        if not chat.held_out(system, q):
+            out.append((q, chat.styled(styles, a)))
+    return render(system, out)
 
 
 def encode(tok: Tokenizer, doc: Document) -> tuple[np.ndarray, np.ndarray]:

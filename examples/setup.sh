@@ -2,12 +2,26 @@
 # SPDX-License-Identifier: MIT
 
 # shellcheck disable=SC2034,SC2086 # lists of packages are meant to be split
-# need_packages PACKAGE...: install what is missing when root, else say what to install.
-need_packages() {
+find_missing() {
     missing=
     for package; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
+}
+
+# want_packages PACKAGE...: install what is missing when root, else go on without.
+want_packages() {
+    find_missing "$@"
+    if [ "$(id -u)" = 0 ]; then
+        need_packages "$@"
+    elif [ -n "$missing" ]; then
+        echo "Some checks will be skipped: not installed are$missing"
+    fi
+}
+
+# need_packages PACKAGE...: install what is missing when root, else say what to install ($optional_packages among it).
+need_packages() {
+    find_missing "$@"
     [ -n "$missing" ] || return 0
     if ! command -v apt-get >/dev/null; then
         echo "Not a Debian system: install the equivalents of$missing" >&2
@@ -15,7 +29,7 @@ need_packages() {
     fi
     if [ "$(id -u)" != 0 ]; then
         printf 'Packages are missing. As root:\n\n    apt-get update && apt-get install -y --no-install-recommends%s\n\n' \
-            "$missing" >&2
+            "$missing${optional_packages:+ $optional_packages}" >&2
         exit 1
     fi
     echo "Installing$missing ..."
@@ -36,4 +50,5 @@ quietly() {
     fi
 }
 
+optional_packages=
 build_packages="gcc libc6-dev meson ninja-build pkg-config libcjson-dev libutf8proc-dev libpcre2-dev"

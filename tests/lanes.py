@@ -8,6 +8,7 @@ print them (cmocka, TAP, unittest), else as one.  tests/run starts this file aft
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -159,6 +160,8 @@ class Runner:
         return self.sh(sys.executable, "tests/abi/check.py", self.build / "gcc" / "lib")
 
     def install(self) -> Counts:
+        if not (shutil.which("g++") and shutil.which("make")):
+            raise Skip("no g++ or no make")
         done = self.sh("meson", "install", "-C", self.build / "gcc", "--no-rebuild")
         if done.failed:
             return done
@@ -180,6 +183,9 @@ class Runner:
         """Each target: its corpus, then a short run from it.  What is found stays in build/fuzz."""
         if not shutil.which("clang"):
             raise Skip("no clang")
+        if subprocess.run(["clang", "-fsanitize=fuzzer", "-x", "c", "-", "-o", os.devnull], capture_output=True, text=True,
+                          input="int LLVMFuzzerTestOneInput(void) { return 0; }").returncode:
+            raise Skip("clang has no libFuzzer (libclang-rt-14-dev)")
         targets = sorted(p.stem for p in (ROOT / "tests" / "fuzz").glob("fuzz_*.c"))
         if not targets:
             raise Skip("no fuzz targets")
@@ -221,6 +227,8 @@ class Runner:
 
     def oracles(self) -> Counts:
         """What compares with the code of others, in an environment of its own; and mypy on the Python package."""
+        if not importlib.util.find_spec("ensurepip"):
+            raise Skip("no python3-venv")
         venv = self.build / "venv"
         if not (venv / "bin" / "python").exists():
             done = self.sh(sys.executable, "-m", "venv", venv)

@@ -20,7 +20,7 @@ static void print_bytes(const char *name, uint64_t bytes, const char *note)
 
     for (; x >= 1024 && u < 4; u++)
         x /= 1024;
-    printf("  %-28s %*.*f %-4s %s\n", name, 10, u ? 2 : 0, x, units[u], note);
+    printf("  %-28s %10.*f %s%s%s\n", name, u ? 2 : 0, x, units[u], *note ? "  " : "", note);
 }
 
 static void print_count(const char *name, uint64_t n)

@@ -12,6 +12,16 @@
 
 #include "dsv2.h"
 
+/* Built with a sanitizer, which has a heap and memory of its own? */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#endif
+
 /* Fail unless the call gives the status; text, where not NULL, must occur in the error text. */
 void expect_at(dsv2_status got, dsv2_status wanted, const char *text, const char *call, const char *file, int line);
 #define must(call) expect_at(call, DSV2_OK, NULL, #call, __FILE__, __LINE__)

@@ -21,14 +21,15 @@ setup() { # FOLDER MESON-OPTION...
 if [ "$what" = coverage ]; then
   flags="-fprofile-instr-generate -fcoverage-mapping"
   setup "$build-coverage" -Dc_args="$flags -fsanitize=fuzzer-no-link" -Dc_link_args="$flags"
-  declare -A sources=([json]=lib/json.c [config]=lib/config.c [safetensors]=lib/safetensors.c
-    [tokenizer]="lib/tokenizer.c lib/pretokenizer.c" [encode]="lib/tokenizer.c lib/pretokenizer.c" [chat]=lib/chat.c [text]=lib/text.c)
+  tokenizer="tokenizer vocab added encode bpe pretokenizer regex class_pattern unicode"
+  declare -A sources=([json]=json [config]=config [safetensors]=safetensors [tokenizer]=$tokenizer
+    [encode]="encode bpe pretokenizer class_pattern unicode" [chat]=chat [text]=text)
   for t in "${targets[@]}"; do
     LLVM_PROFILE_FILE="$build-coverage/$t.raw" "$build-coverage/tests/fuzz/fuzz_$t" -runs=0 "tests/fuzz/corpus/$t" >/dev/null 2>&1
     llvm-profdata-14 merge -o "$build-coverage/$t.prof" "$build-coverage/$t.raw"
-    # shellcheck disable=SC2086
-    llvm-cov-14 report "$build-coverage/tests/fuzz/fuzz_$t" -instr-profile="$build-coverage/$t.prof" ${sources[$t]} |
-      awk -v t="$t" '/\.c /{print t, $1, "lines", $(NF-3)}'
+    llvm-cov-14 report "$build-coverage/tests/fuzz/fuzz_$t" -instr-profile="$build-coverage/$t.prof" |
+      awk -v t="$t" -v names="${sources[$t]}" 'BEGIN {n = split(names, a); for (i = 1; i <= n; i++) want["lib/" a[i] ".c"]}
+        $1 in want {print t, $1, "lines", $10}'
   done
   exit
 fi

@@ -23,6 +23,9 @@ static inline size_t dsv2i_dtype_size(int32_t dtype)
     return dtype == DSV2I_F32 ? 4 : 2;
 }
 
+/* How a KV page stores a token of a layer: DSV2_KV_* of dsv2.h. */
+enum dsv2i_kv_type { DSV2I_KV_BF16 = 0, DSV2I_KV_F32 = 1 };
+
 /* Where a backend gets host memory.  alloc returns NULL when there is none. */
 struct dsv2i_hooks {
     void *(*alloc)(void *user, size_t size, size_t alignment);
@@ -67,17 +70,17 @@ struct dsv2i_ffn {
 
 enum dsv2i_attention { DSV2I_ABSORBED = 0, DSV2I_EXPANDED = 1 };
 
-/* One sequence in a batch.  page[i] holds positions i*64 .. i*64+63 of all layers: (layers, 64, kv_lora_rank + rope) of kv_dtype,
- * latent first (normalized), then the roped key in interleaved order. */
+/* One sequence in a batch.  page[i] holds positions i*64 .. i*64+63 of all layers: (layers, 64, kv_token_bytes), a token being its
+ * normalized latent, then the roped key in interleaved order. */
 struct dsv2i_seq {
     void *const *page;
-    int32_t form; /* enum dsv2i_attention */
+    int32_t form;    /* enum dsv2i_attention */
+    int32_t kv_type; /* enum dsv2i_kv_type */
 };
 
 /* The rows of a step.  Rows of one sequence are adjacent, with ascending consecutive positions. */
 struct dsv2i_batch {
     int32_t n_rows, n_seqs;
-    int32_t kv_dtype;        /* DSV2I_F32 or DSV2I_BF16 */
     const int32_t *token;    /* (n_rows) */
     const int32_t *pos;      /* (n_rows) position in the sequence, from 0 */
     const int32_t *seq;      /* (n_rows) index into seqs, ascending */
@@ -99,6 +102,12 @@ struct dsv2i_ops {
     /* Backend memory, 64-byte aligned, uninitialised; NULL when there is none. */
     void *(*mem_alloc)(struct dsv2i_backend *be, size_t bytes);
     void (*mem_free)(struct dsv2i_backend *be, void *ptr, size_t bytes);
+
+    /* Copy between two places, each in backend memory or the host's. */
+    void (*mem_copy)(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
+
+    /* Bytes of one token of one layer in a page. */
+    size_t (*kv_token_bytes)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type);
 
     /* Scratch that the operations need inside for steps of up to n_rows rows of a model of this shape.  reserve makes sure of it
      * (it only grows): 0, or -1 when there is no memory and everything is as before. */

@@ -15,10 +15,9 @@ static atomic_int *refs(void *page)
     return (atomic_int *)(void *)((char *)page - HEADER);
 }
 
-size_t dsv2i_kv_page_bytes(const struct dsv2i_shape *shape, int32_t kv_dtype)
+size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type)
 {
-    return (size_t)shape->num_hidden_layers * DSV2I_PAGE_TOKENS *
-           ((size_t)shape->kv_lora_rank + (size_t)shape->qk_rope_head_dim) * dsv2i_dtype_size(kv_dtype);
+    return (size_t)shape->num_hidden_layers * DSV2I_PAGE_TOKENS * be->op->kv_token_bytes(be, shape, kv_type);
 }
 
 void dsv2i_kv_init(struct dsv2i_kv *kv, struct dsv2i_backend *be, const struct dsv2i_hooks *mem, size_t page_bytes)
@@ -73,7 +72,7 @@ dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to)
         own = page_new(kv);
         if (!own)
             goto no_memory;
-        memcpy(own, shared, kv->page_bytes);
+        kv->be->op->mem_copy(kv->be, own, shared, kv->page_bytes);
         kv->page[i] = own;
         page_drop(kv, shared);
     }

@@ -14,7 +14,7 @@ struct dsv2i_kv {
     int32_t n_pages, capacity;
 };
 
-size_t dsv2i_kv_page_bytes(const struct dsv2i_shape *shape, int32_t kv_dtype);
+size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type);
 void dsv2i_kv_init(struct dsv2i_kv *kv, struct dsv2i_backend *be, const struct dsv2i_hooks *mem, size_t page_bytes);
 /* Make positions from..to-1 writable: pages taken, a shared one copied.  NOMEM changes nothing that a reader can see. */
 dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to);

@@ -14,10 +14,7 @@ static int32_t min_i32(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
-static int32_t kv_dtype(int32_t kv_type)
-{
-    return kv_type == DSV2_KV_F32 ? DSV2I_F32 : DSV2I_BF16;
-}
+_Static_assert((int)DSV2_KV_BF16 == DSV2I_KV_BF16 && (int)DSV2_KV_F32 == DSV2I_KV_F32, "one numbering");
 
 static dsv2_status take_params(const struct dsv2i_config *c, const dsv2_session_params *params, dsv2_session_params *p)
 {
@@ -45,7 +42,7 @@ dsv2_status dsv2i_session_estimate(const dsv2_context *ctx, const struct dsv2i_c
     uint64_t page, pages, fixed;
 
     DSV2I_TRY(take_params(c, params, &p));
-    page = dsv2i_kv_page_bytes(&c->shape, kv_dtype(p.kv_type));
+    page = dsv2i_kv_page_bytes(be, &c->shape, p.kv_type);
     fixed = weights + other + dsv2i_forward_bytes(&c->shape, p.n_batch) + be->op->scratch_bytes(be, &c->shape, p.n_batch);
     if (!p.n_ctx) {
         uint64_t room = ctx->memory_bytes > fixed ? (ctx->memory_bytes - fixed) / page * DSV2I_PAGE_TOKENS : 0;
@@ -102,7 +99,7 @@ static dsv2_status session_new(dsv2_model *m, const dsv2_session *like, dsv2_ses
         return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %d logits", m->config.shape.vocab_size);
     }
     atomic_init(&s->cancelled, 0);
-    dsv2i_kv_init(&s->kv, m->ctx->backend, mem, dsv2i_kv_page_bytes(&m->config.shape, kv_dtype(s->kv_type)));
+    dsv2i_kv_init(&s->kv, m->ctx->backend, mem, dsv2i_kv_page_bytes(m->ctx->backend, &m->config.shape, s->kv_type));
     s->model = m;
     dsv2i_model_retain(m);
     *out = s;
@@ -160,8 +157,8 @@ static dsv2_status step(dsv2_session *s, const int32_t *tokens, int32_t n, int32
                         const struct dsv2i_outputs *out)
 {
     const struct dsv2i_shape *shape = &s->model->config.shape;
-    struct dsv2i_seq seq = {.page = s->kv.page, .form = DSV2I_ABSORBED};
-    struct dsv2i_batch batch = {.n_rows = n, .n_seqs = 1, .kv_dtype = kv_dtype(s->kv_type), .token = tokens,
+    struct dsv2i_seq seq = {.page = s->kv.page, .form = DSV2I_ABSORBED, .kv_type = s->kv_type};
+    struct dsv2i_batch batch = {.n_rows = n, .n_seqs = 1, .token = tokens,
                                 .pos = rows, .seq = rows + n, .seqs = &seq};
 
     if (s->attention == DSV2_ATTENTION_EXPANDED || (s->attention == DSV2_ATTENTION_AUTO && expanded_is_cheaper(shape, pos, n)))

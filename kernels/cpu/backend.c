@@ -159,6 +159,18 @@ static void op_mem_free(struct dsv2i_backend *base, void *ptr, size_t bytes)
         be->hooks.free(be->hooks.user, ptr, bytes ? bytes : 1);
 }
 
+static void op_mem_copy(struct dsv2i_backend *base, void *to, const void *from, size_t bytes)
+{
+    (void)base;
+    memcpy(to, from, bytes);
+}
+
+static size_t op_kv_token_bytes(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t kv_type)
+{
+    (void)base;
+    return dsv2i_kv_bytes(shape, kv_type);
+}
+
 static void op_close(struct dsv2i_backend *base)
 {
     struct dsv2i_cpu *be = dsv2i_cpu_of(base);
@@ -174,6 +186,8 @@ static const struct dsv2i_ops ops = {
     .close = op_close,
     .mem_alloc = op_mem_alloc,
     .mem_free = op_mem_free,
+    .mem_copy = op_mem_copy,
+    .kv_token_bytes = op_kv_token_bytes,
     .scratch_bytes = op_scratch_bytes,
     .reserve = op_reserve,
     .begin = op_begin,

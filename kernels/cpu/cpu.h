@@ -138,6 +138,12 @@ static inline const void *dsv2i_weight_row(const struct dsv2i_weight *w, int32_t
     return (const char *)w->data + (size_t)row * (size_t)w->cols * dsv2i_dtype_size(w->dtype);
 }
 
+/* Bytes of one token of one layer in a KV page. */
+static inline size_t dsv2i_kv_bytes(const struct dsv2i_shape *s, int32_t kv_type)
+{
+    return ((size_t)s->kv_lora_rank + (size_t)s->qk_rope_head_dim) * (kv_type == DSV2I_KV_F32 ? 4 : 2);
+}
+
 int dsv2i_pool_open(struct dsv2i_cpu *be, int32_t n_threads);
 void dsv2i_pool_close(struct dsv2i_cpu *be);
 /* fn for tasks 0..n_tasks-1, on all threads unless the work (multiply-adds in all) is too little to share. */

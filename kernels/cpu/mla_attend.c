@@ -54,11 +54,10 @@ size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *s, int32_t n_rows)
 static const void *load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block,
                              int32_t n, int many, float *buf, int32_t *dtype)
 {
-    size_t width = width_of(be->shape), at = (size_t)layer * BLOCK * width;
-    const char *page = span->seq->page[block];
+    size_t width = width_of(be->shape);
+    const char *page = (const char *)span->seq->page[block] + (size_t)layer * BLOCK * dsv2i_kv_bytes(be->shape, span->seq->kv_type);
 
-    *dtype = be->batch->kv_dtype;
-    page += at * dsv2i_dtype_size(*dtype);
+    *dtype = span->seq->kv_type == DSV2I_KV_F32 ? DSV2I_F32 : DSV2I_BF16;
     if (*dtype == DSV2I_F32 || !many)
         return page;
     be->inner.widen(buf, page, *dtype, (size_t)n * width);

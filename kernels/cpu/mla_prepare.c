@@ -44,18 +44,19 @@ static void prepare_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int3
     const float *kva = a->kva + (size_t)row * (size_t)width;
     float *q = a->q + (size_t)row * (size_t)s->num_attention_heads * head + s->qk_nope_head_dim;
     float *kv = dsv2i_thread_free(be, thread);
-    size_t at = ((size_t)a->layer * DSV2I_PAGE_TOKENS + (size_t)(pos % DSV2I_PAGE_TOKENS)) * (size_t)width;
-    void *page = b->seqs[b->seq[row]].page[pos / DSV2I_PAGE_TOKENS];
+    const struct dsv2i_seq *seq = &b->seqs[b->seq[row]];
+    size_t slot = (size_t)a->layer * DSV2I_PAGE_TOKENS + (size_t)(pos % DSV2I_PAGE_TOKENS);
+    void *at = (char *)seq->page[pos / DSV2I_PAGE_TOKENS] + slot * dsv2i_kv_bytes(s, seq->kv_type);
 
     for (int32_t h = 0; h < s->num_attention_heads; h++, q += head)
         rotate(q, q, cs, rope);
     be->inner.rms_norm(kv, kva, a->mla->kv_a_norm, s->kv_lora_rank, LATENT_EPS);
     rotate(kv + s->kv_lora_rank, kva + s->kv_lora_rank, cs, rope);
-    if (b->kv_dtype == DSV2I_F32)
-        memcpy((float *)page + at, kv, (size_t)width * sizeof *kv);
+    if (seq->kv_type == DSV2I_KV_F32)
+        memcpy(at, kv, (size_t)width * sizeof *kv);
     else
         for (int32_t i = 0; i < width; i++)
-            ((uint16_t *)page)[at + (size_t)i] = bf16(kv[i]);
+            ((uint16_t *)at)[i] = bf16(kv[i]);
 }
 
 void dsv2i_op_mla_prepare(struct dsv2i_backend *base, float *q, const float *kva, const struct dsv2i_mla *mla,

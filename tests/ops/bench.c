@@ -138,7 +138,7 @@ static void begin_step(struct dsv2i_backend *be, const struct dsv2i_shape *s, st
 {
     for (int i = 0; i < n; i++)
         positions[i] = pos + i;
-    *batch = (struct dsv2i_batch){ n, 1, DSV2I_BF16, zeros, positions, zeros, seq };
+    *batch = (struct dsv2i_batch){ n, 1, zeros, positions, zeros, seq };
     if (be->op->reserve(be, s, n))
         exit(1);
     be->op->begin(be, s, batch);
@@ -244,7 +244,7 @@ static void bench_attention(struct dsv2i_backend *be, int heads, int n, int pos,
                              .intermediate_size = 1, .softmax_scale = 0.1f, .rope_multiplier = 1, .inv_freq = freq };
     int n_pages = (pos + n + 63) / 64;
     void *pages[256];
-    struct dsv2i_seq seq = { pages, form };
+    struct dsv2i_seq seq = { pages, form, DSV2I_KV_BF16 };
     struct dsv2i_batch batch;
     float *norm = normals(512, 1), *q = normals((size_t)(n * heads * 192), 1), *o = normals((size_t)(n * heads * 128), 1);
     struct dsv2i_mla mla = { norm, make_weight(DSV2I_BF16, heads * 256, 512, 0.05f) };

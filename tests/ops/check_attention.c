@@ -13,7 +13,7 @@ struct world {
     struct dsv2i_shape s;
     struct dsv2i_mla mla;
     int n_seqs, length[MAX_SEQS], base[MAX_SEQS]; /* base: tokens are numbered through all sequences */
-    int form, kv_dtype;                           /* sequence i has form (form + i) % 2 */
+    int form, kv_type;                            /* sequence i has form (form + i) % 2 */
     int n, width, q_dim, o_dim;
     float *q, *kva;    /* (n, ...) before mla_prepare */
     void *page[MAX_SEQS][PAGES];
@@ -25,7 +25,7 @@ static char name[200];
 
 static size_t page_bytes(const struct world *w)
 {
-    return (size_t)LAYERS * DSV2I_PAGE_TOKENS * (size_t)w->width * dsv2i_dtype_size(w->kv_dtype);
+    return (size_t)LAYERS * DSV2I_PAGE_TOKENS * (size_t)w->width * (w->kv_type == DSV2I_KV_F32 ? 4 : 2);
 }
 
 static void clear_pages(struct world *w)
@@ -40,7 +40,7 @@ static double key_element(const struct world *w, int seq, int pos, int layer, in
     size_t at = ((size_t)layer * DSV2I_PAGE_TOKENS + (size_t)(pos % DSV2I_PAGE_TOKENS)) * (size_t)w->width + (size_t)k;
     const void *page = w->page[seq][pos / DSV2I_PAGE_TOKENS];
 
-    return w->kv_dtype == DSV2I_F32 ? (double)((const float *)page)[at] : ref_bf16(((const uint16_t *)page)[at]);
+    return w->kv_type == DSV2I_KV_F32 ? (double)((const float *)page)[at] : ref_bf16(((const uint16_t *)page)[at]);
 }
 
 /* One step: of each sequence the tokens from..to-1.  q goes in raw and comes out rotated. */
@@ -48,7 +48,7 @@ static void step(struct world *w, struct dsv2i_backend *be, const int *from, con
 {
     int32_t token[512] = { 0 }, pos[512], seq[512];
     struct dsv2i_seq seqs[MAX_SEQS];
-    struct dsv2i_batch batch = { 0, 0, w->kv_dtype, token, pos, seq, seqs };
+    struct dsv2i_batch batch = { 0, 0, token, pos, seq, seqs };
     float *step_q = need((size_t)(w->n * w->q_dim), sizeof *q), *step_kva = need((size_t)(w->n * w->width), sizeof *q);
     float *step_o = need((size_t)(w->n * w->o_dim), sizeof *q);
     int32_t origin[512];
@@ -56,7 +56,7 @@ static void step(struct world *w, struct dsv2i_backend *be, const int *from, con
     for (int i = 0; i < w->n_seqs; i++) {
         if (from[i] == to[i])
             continue;
-        seqs[batch.n_seqs] = (struct dsv2i_seq){ w->page[i], (w->form + i) % 2 };
+        seqs[batch.n_seqs] = (struct dsv2i_seq){ w->page[i], (w->form + i) % 2, w->kv_type };
         for (int t = from[i]; t < to[i]; t++) {
             int row = batch.n_rows++;
 
@@ -114,7 +114,7 @@ static void run_cut(struct world *w, struct dsv2i_backend *be, int cut, float *q
 
 static void check_pages(struct world *w)
 {
-    double tolerance = w->kv_dtype == DSV2I_F32 ? 2e-6 : 0x1.01p-8; /* bf16: half a unit in the last place */
+    double tolerance = w->kv_type == DSV2I_KV_F32 ? 2e-6 : 0x1.01p-8; /* bf16: half a unit in the last place */
 
     for (int i = 0; i < w->n_seqs; i++) {
         int wrong = 0, beyond = 0;
@@ -163,9 +163,9 @@ static void check_against_reference(struct world *w, const float *q, const float
     free(want);
 }
 
-static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *length, int form, int kv_dtype, int dtype, int n_cuts)
+static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *length, int form, int kv_type, int dtype, int n_cuts)
 {
-    struct world w = { .s = *s, .n_seqs = n_seqs, .form = form, .kv_dtype = kv_dtype };
+    struct world w = { .s = *s, .n_seqs = n_seqs, .form = form, .kv_type = kv_type };
     int heads = s->num_attention_heads, head = s->qk_nope_head_dim + s->qk_rope_head_dim, rank = s->kv_lora_rank;
     float *q, *o, *first_o = NULL, *norm = normals((size_t)rank, 1);
     double *norm_d = doubles(norm, (size_t)rank), *kva_d;
@@ -212,7 +212,7 @@ static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *leng
     for (int i = 0; i < n_variants; i++)
         for (int cut = 0; cut < n_cuts; cut++) {
             snprintf(name, sizeof name, "attention, %d heads, rank %d, KV %s, %s first, %s, cut %d", heads, rank,
-                     kv_dtype == DSV2I_F32 ? "f32" : "bf16", form == DSV2I_ABSORBED ? "absorbed" : "expanded",
+                     kv_type == DSV2I_KV_F32 ? "f32" : "bf16", form == DSV2I_ABSORBED ? "absorbed" : "expanded",
                      variant_name(&variants[i]), cut);
             run_cut(&w, variants[i].be, cut, q, o);
             if (variants[i].first && cut == 0) {
@@ -222,7 +222,7 @@ static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *leng
             }
             same_bits(name, o, first_o, (size_t)(w.n * w.o_dim));
         }
-    printf("%d heads, rank %d, %s pages, %s first: %s\n", heads, rank, kv_dtype == DSV2I_F32 ? "f32" : "bf16",
+    printf("%d heads, rank %d, %s pages, %s first: %s\n", heads, rank, kv_type == DSV2I_KV_F32 ? "f32" : "bf16",
            form == DSV2I_ABSORBED ? "absorbed" : "expanded", n_failed == before ? "ok" : "FAILED");
     for (int i = 0; i < n_seqs; i++)
         for (int p = 0; p < PAGES; p++)
@@ -249,8 +249,8 @@ static void check_far_positions(void)
     struct dsv2i_mla mla = { norm, { 0 } };
     void *pages[163840 / DSV2I_PAGE_TOKENS];
     int32_t zero = 0, pos;
-    const struct dsv2i_seq seq = { pages, 0 };
-    const struct dsv2i_batch batch = { 1, 1, DSV2I_F32, &zero, &pos, &zero, &seq };
+    const struct dsv2i_seq seq = { pages, DSV2I_ABSORBED, DSV2I_KV_F32 };
+    const struct dsv2i_batch batch = { 1, 1, &zero, &pos, &zero, &seq };
 
     for (int i = 0; i < 32; i++)
         freq[i] = pow(10000, -i / 32.0);
@@ -289,8 +289,8 @@ static void check_nan_key(void)
     uint16_t page[DSV2I_PAGE_TOKENS * 4] = { 0 };
     void *pages[1] = { page };
     int32_t zero = 0;
-    const struct dsv2i_seq seq = { pages, 0 };
-    const struct dsv2i_batch batch = { 1, 1, DSV2I_BF16, &zero, &zero, &zero, &seq };
+    const struct dsv2i_seq seq = { pages, DSV2I_ABSORBED, DSV2I_KV_BF16 };
+    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
 
     memcpy(&kva[2], &payload, sizeof payload);
     for (int i = 0; i < n_variants; i++) {
@@ -312,12 +312,12 @@ void check_attention(void)
     static const struct dsv2i_shape v2 = { 1, 1, 1, 128, 0, 512, 128, 64, 128, 1, 0, 0, 0, 0, 0.1147213868f, 1, NULL };
 
     for (int form = 0; form < 2; form++)
-        for (int kv = DSV2I_F32; kv <= DSV2I_BF16; kv++) {
+        for (int kv = DSV2I_KV_BF16; kv <= DSV2I_KV_F32; kv++) {
             check_world(&tiny, 3, (const int[]){ 200, 3, 65 }, form, kv, DSV2I_F32, 4);
             check_world(&odd, 3, (const int[]){ 5, 130, 64 }, form, kv, DSV2I_F16, 4);
             check_world(&lite, 3, (const int[]){ 70, 1, 40 }, form, kv, DSV2I_BF16, 4);
         }
-    check_world(&v2, 2, (const int[]){ 9, 6 }, DSV2I_ABSORBED, DSV2I_BF16, DSV2I_BF16, 3);
+    check_world(&v2, 2, (const int[]){ 9, 6 }, DSV2I_ABSORBED, DSV2I_KV_BF16, DSV2I_BF16, 3);
     check_far_positions();
     check_nan_key();
 }

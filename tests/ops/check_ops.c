@@ -296,8 +296,8 @@ static void check_score_nan(void)
     float head_data[3 * 2] = { 1, 0, NAN, 0, 2, 0 }, x[2] = { 1, 1 };
     struct dsv2i_weight head = { DSV2I_F32, 3, 2, head_data, NULL };
     int32_t zero = 0, target = 0;
-    const struct dsv2i_seq seq = { NULL, 0 };
-    const struct dsv2i_batch batch = { 1, 1, DSV2I_F32, &zero, &zero, &zero, &seq };
+    const struct dsv2i_seq seq = { .page = NULL };
+    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
 
     shape.vocab_size = 3;
     shape.hidden_size = 2;
@@ -323,8 +323,8 @@ static void check_mxcsr(void)
     struct dsv2i_weight w = make_weight(DSV2I_BF16, N, DIM, 1);
     float *x = normals(DIM, 1e-38f), y[2][N];
     int32_t zero = 0;
-    const struct dsv2i_seq seq = { NULL, 0 };
-    const struct dsv2i_batch batch = { 1, 1, DSV2I_F32, &zero, &zero, &zero, &seq };
+    const struct dsv2i_seq seq = { .page = NULL };
+    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
 
     for (int i = 0; i < n_variants; i++) {
         struct dsv2i_backend *be = variants[i].be;

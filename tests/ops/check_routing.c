@@ -77,8 +77,8 @@ static void route_logits(struct dsv2i_backend *be, int32_t *idx, float *weight, 
     static float eye[32 * 32];
     struct dsv2i_weight gate = { DSV2I_F32, n, n, eye, NULL };
     int32_t zero = 0;
-    const struct dsv2i_seq seq = { NULL, 0 };
-    const struct dsv2i_batch batch = { 1, 1, DSV2I_F32, &zero, &zero, &zero, &seq };
+    const struct dsv2i_seq seq = { .page = NULL };
+    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
 
     for (int i = 0; i < n * n; i++)
         eye[i] = i % (n + 1) == 0;

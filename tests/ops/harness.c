@@ -209,7 +209,7 @@ void check_rows(const struct rows_case *c)
     size_t total = (size_t)c->n * (size_t)c->dim;
     float *y = need(total + GUARD, sizeof *y), *first = need(total, sizeof *y);
     int32_t *zero = need((size_t)c->n, sizeof *zero);
-    const struct dsv2i_seq seq = { NULL, DSV2I_ABSORBED };
+    const struct dsv2i_seq seq = { .page = NULL };
     char name[128];
     int before = n_failed;
 
@@ -223,7 +223,7 @@ void check_rows(const struct rows_case *c)
             if (c->start)
                 memcpy(y, c->start, total * sizeof *y);
             for (int row = 0, n; row < c->n; row += n) {
-                struct dsv2i_batch batch = { .n_seqs = 1, .kv_dtype = DSV2I_F32, .pos = zero, .seq = zero, .seqs = &seq };
+                struct dsv2i_batch batch = { .n_seqs = 1, .pos = zero, .seq = zero, .seqs = &seq };
 
                 /* Every tile height occurs among the pieces. */
                 n = cut ? 1 + (row * 5 + v->threads) % 7 : c->n;

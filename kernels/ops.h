@@ -24,7 +24,10 @@ static inline size_t dsv2i_dtype_size(int32_t dtype)
 }
 
 /* How a KV page stores a token of a layer: DSV2_KV_* of dsv2.h. */
-enum dsv2i_kv_type { DSV2I_KV_BF16 = 0, DSV2I_KV_F32 = 1 };
+enum dsv2i_kv_type {
+    DSV2I_KV_BF16 = 0, DSV2I_KV_F32 = 1, DSV2I_KV_F8_E4M3 = 2, DSV2I_KV_F8_E5M2 = 3, DSV2I_KV_INT8 = 4, DSV2I_KV_6BIT = 5,
+    DSV2I_KV_TYPES /* how many */
+};
 
 /* Where a backend gets host memory.  alloc returns NULL when there is none. */
 struct dsv2i_hooks {

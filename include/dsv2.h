@@ -70,6 +70,7 @@ typedef int32_t dsv2_status;
 #define DSV2_ERR_UTF8 (-42)         /* text is not valid UTF-8 */
 #define DSV2_ERR_LIMIT (-43)        /* a matching or size limit was reached */
 #define DSV2_ERR_CONTEXT_FULL (-50) /* the tokens do not fit the session's context; nothing was evaluated */
+#define DSV2_ERR_NO_PAGES (-51)     /* the page pool has none left; nothing was evaluated */
 #define DSV2_ERR_CANCELLED (-60)    /* a callback or dsv2_session_cancel() asked to stop */
 #define DSV2_ERR_NUMERIC (-70)      /* NaN among the logits, or no token left to choose from */
 #define DSV2_ERR_FORKED (-80)       /* the context belongs to another process */
@@ -285,12 +286,55 @@ DSV2_API dsv2_status dsv2_chat_apply(const dsv2_model *model, const dsv2_chat_me
 DSV2_API dsv2_status dsv2_chat_tokenize(const dsv2_model *model, const dsv2_chat_message *messages, size_t message_size,
                                         size_t n_messages, uint32_t flags, int32_t *ids, size_t capacity, size_t *n);
 
-/* ---- Session --------------------------------------------------------------------------------------------------------- */
-
-typedef struct dsv2_session dsv2_session;
+/* ---- Pages ----------------------------------------------------------------------------------------------------------- */
 
 #define DSV2_KV_BF16 0
 #define DSV2_KV_F32 1
+
+/* KV pages of a model, each for 64 tokens in all layers, that its sessions share.  A session without a pool has pages of its own,
+ * as many as it needs; a pool bounds them all together, and may keep the pages of prompts for later ones that begin alike. */
+typedef struct dsv2_pool dsv2_pool;
+
+typedef struct dsv2_pool_params {
+    size_t struct_size;
+    int32_t kv_type;    /* DSV2_KV_* of every page; default BF16 */
+    int32_t reserved;   /* 0 */
+    uint64_t tokens;    /* size in tokens (up to whole pages), or */
+    uint64_t bytes;     /* in bytes (down to whole pages); neither (default): unbounded.  A bounded pool takes its memory at once */
+    uint64_t prefix_cache_bytes;    /* pages that the prefix cache may hold; default 0: there is none */
+} dsv2_pool_params;
+
+DSV2_API void dsv2_pool_params_init(dsv2_pool_params *params, size_t size);
+
+/* Create a pool; it keeps its model alive, and its sessions keep it.  Any thread may use it.
+ *
+ * The prefix cache: pages that sessions of the pool have filled enter it, and dsv2_session_prefill and dsv2_step take the longest
+ * stored beginning of a new prompt from it, at most all tokens but the last, instead of computing it; none when scores are
+ * wanted.  Tokens are compared, not only hashes.  Only sessions with the same cache_namespace and attention share.  Pages that no
+ * session holds are given up, least recently used first, when a page or room in the cache is needed.
+ * Errors: INVALID, NOMEM, FORKED. */
+DSV2_API dsv2_status dsv2_pool_create(dsv2_model *model, const dsv2_pool_params *params, dsv2_pool **out);
+DSV2_API void dsv2_pool_free(dsv2_pool *pool);
+
+/* State of a pool and counts since its creation.  Output struct: set struct_size. */
+typedef struct dsv2_pool_info {
+    size_t struct_size;
+    int32_t kv_type, page_tokens;
+    uint64_t page_bytes;
+    uint64_t pages;             /* in all; 0: unbounded */
+    uint64_t pages_used;        /* held by sessions; a page that several share counts once */
+    uint64_t pages_cached;      /* in the prefix cache */
+    uint64_t pages_idle;        /* of these held by no session: to be had like free ones */
+    uint64_t prompt_tokens;     /* tokens of prompts that were looked for in the cache */
+    uint64_t reused_tokens;     /* of these found */
+    uint64_t entered, evicted;  /* pages into and out of the cache */
+} dsv2_pool_info;
+
+DSV2_API dsv2_status dsv2_pool_get_info(dsv2_pool *pool, dsv2_pool_info *info);
+
+/* ---- Session --------------------------------------------------------------------------------------------------------- */
+
+typedef struct dsv2_session dsv2_session;
 
 #define DSV2_ATTENTION_ABSORBED 0 /* the same bits however a prompt is cut into calls */
 #define DSV2_ATTENTION_EXPANDED 1 /* per-head keys and values rebuilt from the latents */
@@ -300,11 +344,13 @@ struct dsv2_session_params {
     size_t struct_size;
     int32_t n_ctx;      /* context length in tokens; 0 (default) = the smaller of max_position_embeddings and what memory allows.
                          * Above max_position_embeddings: INVALID. */
-    int32_t kv_type;    /* DSV2_KV_*; default BF16 */
+    int32_t kv_type;    /* DSV2_KV_*; default BF16.  With a pool: the pool's */
     int32_t attention;  /* DSV2_ATTENTION_*; default ABSORBED */
     int32_t n_batch;    /* tokens computed at a time while a prompt is read, 1..4096; default 256.  More is faster, and takes more scratch */
     dsv2_progress_fn progress;  /* tokens of a prompt; called between pieces of n_batch tokens; default NULL */
     void *progress_user;
+    dsv2_pool *pool;            /* of the same model; default NULL: pages of its own */
+    uint64_t cache_namespace;   /* prefixes are shared only between sessions of the same one; default 0 */
 };
 
 DSV2_API void dsv2_session_params_init(dsv2_session_params *params, size_t size);
@@ -317,13 +363,6 @@ DSV2_API void dsv2_session_free(dsv2_session *s);
 /* Memory that this session and its model take when the context is full. */
 DSV2_API dsv2_status dsv2_session_memory(const dsv2_session *s, dsv2_memory *memory);
 
-/* Append n >= 1 prompt tokens and compute the logits after the last.  What was decoded before counts as prompt from here on.
- * Errors, each leaving the session as it was: INVALID (an id), CONTEXT_FULL, NOMEM, CANCELLED, FORKED. */
-DSV2_API dsv2_status dsv2_session_prefill(dsv2_session *s, const int32_t *tokens, size_t n);
-
-/* Append one generated token and compute the logits after it.  Errors as prefill. */
-DSV2_API dsv2_status dsv2_session_decode(dsv2_session *s, int32_t token);
-
 /* How well a token was foretold by those before it (raw logits, natural log). */
 typedef struct dsv2_token_score {
     float logprob;      /* NaN for the first token of a sequence: nothing foretold it */
@@ -331,6 +370,36 @@ typedef struct dsv2_token_score {
     int32_t top_token;  /* the most likely token there, lowest id on ties; -1 with a NaN logprob */
     float top_logprob;
 } dsv2_token_score;
+
+#define DSV2_STEP_DECODED 1u   /* the tokens are output of the session, not prompt */
+#define DSV2_STEP_NO_LOGITS 2u /* no logits after the last token: the session has none then */
+
+/* One session's part of a step. */
+typedef struct dsv2_step_member {
+    dsv2_session *session;
+    const int32_t *tokens;      /* n_tokens >= 1: a prompt, a piece of one, a generated token */
+    size_t n_tokens;
+    dsv2_token_score *scores;   /* NULL, or (n_tokens), score_size apart: as dsv2_session_score */
+    size_t score_size;
+    uint32_t flags;             /* DSV2_STEP_* */
+    dsv2_status status;         /* set by the step */
+} dsv2_step_member;
+
+/* Append tokens to n different sessions of one model at once; the weights are read once for all, 1 to max(n_batch) tokens at a time.
+ * Pages are reserved for the members in their order before anything is computed.  A member that fails (its status: INVALID, CONTEXT_FULL,
+ * NO_PAGES, NOMEM, CANCELLED) is as before, and the others do not notice.  A session's results do not depend on its company.
+ * OK if every member succeeded, else the status of the one that failed last, of which dsv2_last_error() tells.
+ * INVALID for a member that makes no sense (NULL, no tokens, a session that is in it twice or has another model) and FORKED: nothing is done
+ * and no status is set.  member_size: sizeof(dsv2_step_member).  Threads: the sessions are the calling thread's; steps of several
+ * threads take turns. */
+DSV2_API dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n);
+
+/* Append n >= 1 prompt tokens and compute the logits after the last.  What was decoded before counts as prompt from here on.
+ * Errors, each leaving the session as it was: INVALID (an id), CONTEXT_FULL, NO_PAGES, NOMEM, CANCELLED, FORKED. */
+DSV2_API dsv2_status dsv2_session_prefill(dsv2_session *s, const int32_t *tokens, size_t n);
+
+/* Append one generated token and compute the logits after it.  Errors as prefill. */
+DSV2_API dsv2_status dsv2_session_decode(dsv2_session *s, int32_t token);
 
 /* Prefill that also scores every one of its tokens: scores[i] (score_size = sizeof(dsv2_token_score) apart) is for tokens[i].
  * Takes memory for a few rows of logits at most, whatever n is.  Errors as prefill; scores is then unspecified. */

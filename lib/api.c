@@ -5,7 +5,7 @@
 #include "logprobs.h"
 #include "params.h"
 #include "sampler.h"
-#include "session.h"
+#include "step.h"
 #include "text.h"
 
 #define REQUIRE(argument) \
@@ -275,6 +275,37 @@ dsv2_status dsv2_chat_tokenize(const dsv2_model *model, const dsv2_chat_message 
 
 /* ---- Session */
 
+void dsv2_pool_params_init(dsv2_pool_params *params, size_t size)
+{
+    static const dsv2_pool_params defaults = {.kv_type = DSV2_KV_BF16};
+
+    dsv2i_params_init(params, size, &defaults, sizeof defaults);
+}
+
+dsv2_status dsv2_pool_create(dsv2_model *model, const dsv2_pool_params *params, dsv2_pool **out)
+{
+    REQUIRE(out);
+    *out = NULL;
+    REQUIRE(model);
+    DSV2I_TRY(dsv2i_context_check(model->ctx));
+    return dsv2i_pool_create(model, params, DSV2_KV_BF16, out);
+}
+
+void dsv2_pool_free(dsv2_pool *pool)
+{
+    dsv2i_pool_release(pool);
+}
+
+dsv2_status dsv2_pool_get_info(dsv2_pool *pool, dsv2_pool_info *info)
+{
+    dsv2_pool_info full;
+
+    REQUIRE(pool);
+    REQUIRE(info);
+    dsv2i_pool_info(pool, &full);
+    return dsv2i_output_fill(info, &full, sizeof full, "dsv2_pool_info");
+}
+
 void dsv2_session_params_init(dsv2_session_params *params, size_t size)
 {
     static const dsv2_session_params defaults = {.kv_type = DSV2_KV_BF16, .attention = DSV2_ATTENTION_ABSORBED, .n_batch = 256};
@@ -306,33 +337,102 @@ dsv2_status dsv2_session_memory(const dsv2_session *s, dsv2_memory *memory)
     return dsv2i_output_fill(memory, &full, sizeof full, "dsv2_memory");
 }
 
-static dsv2_status check_advance(const char *function, const dsv2_session *s, const int32_t *tokens, size_t n)
+/* ---- Steps */
+
+/* What every session of a step must be; first is one of them. */
+static dsv2_status check_session(const char *function, size_t i, const dsv2_session *s, const dsv2_session *first)
 {
-    if (!s || !tokens)
-        return dsv2i_fail(DSV2_ERR_INVALID, "%s: %s is NULL", function, s ? "tokens" : "s");
+    if (s->stepping)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: session: it is in the step twice", function, i);
+    if (s->model != first->model)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: session: its model is not that of members[0]", function, i);
+    return DSV2_OK;
+}
+
+static dsv2_status take_member(const char *function, const char *from, size_t i, const dsv2_session *first, struct dsv2i_member *m)
+{
+    const dsv2_step_member *given = (const void *)(from);
+    uint32_t unknown = given->flags & ~(DSV2_STEP_DECODED | DSV2_STEP_NO_LOGITS);
+
+    if (!given->session || !given->tokens)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: %s is NULL", function, i, given->session ? "tokens" : "session");
+    if (!given->n_tokens)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: n_tokens: 0 tokens", function, i);
+    if (unknown)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: flags: 0x%x is none of DSV2_STEP_*", function, i, unknown);
+    if (given->scores)
+        DSV2I_TRY(check_element(function, given->score_size, sizeof(float)));
+    DSV2I_TRY(check_session(function, i, given->session, first ? first : given->session));
+    *m = (struct dsv2i_member){
+        .s = given->session,
+        .tokens = given->tokens,
+        .n = given->n_tokens,
+        .decoded = (given->flags & DSV2_STEP_DECODED) != 0,
+        .no_logits = (given->flags & DSV2_STEP_NO_LOGITS) != 0,
+        .scores = given->scores,
+        .score_size = given->score_size,
+    };
+    m->s->stepping = 1;
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
+{
+    struct dsv2i_member one, *m = &one;
+    dsv2_model *model;
+    dsv2_status status = DSV2_OK;
+    size_t taken = 0;
+
+    REQUIRE(members);
     if (!n)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: n: 0 members", __func__);
+    DSV2I_TRY(check_element(__func__, member_size, sizeof(dsv2_step_member)));
+    if (!members->session)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[0]: session is NULL", __func__);
+    model = members->session->model;
+    DSV2I_TRY(dsv2i_context_check(model->ctx));
+    if (n > 1 && !(m = dsv2i_alloc(&model->ctx->mem, n, sizeof *m)))
+        return dsv2i_fail(DSV2_ERR_NOMEM, "%s: no memory for %zu members", __func__, n);
+    for (; taken < n && status == DSV2_OK; taken += status == DSV2_OK)
+        status = take_member(__func__, (char *)members + taken * member_size, taken, taken ? m[0].s : NULL, &m[taken]);
+    if (status == DSV2_OK) {
+        status = dsv2i_step(model, m, n);
+        for (size_t i = 0; i < n; i++)
+            ((dsv2_step_member *)(void *)((char *)members + i * member_size))->status = m[i].status;
+    }
+    for (size_t i = 0; i < taken; i++)
+        m[i].s->stepping = 0;
+    if (m != &one)
+        dsv2i_free(&model->ctx->mem, m);
+    return status;
+}
+
+/* A step of one session. */
+static dsv2_status advance(const char *function, dsv2_session *s, struct dsv2i_member *m)
+{
+    if (!s || !m->tokens)
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: %s is NULL", function, s ? "tokens" : "s");
+    if (!m->n)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: n: 0 tokens", function);
-    return dsv2i_context_check(s->model->ctx);
+    DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    return dsv2i_step(s->model, m, 1);
 }
 
 dsv2_status dsv2_session_prefill(dsv2_session *s, const int32_t *tokens, size_t n)
 {
-    DSV2I_TRY(check_advance(__func__, s, tokens, n));
-    return dsv2i_session_advance(s, tokens, n, 0, NULL, 0);
+    return advance(__func__, s, &(struct dsv2i_member){.s = s, .tokens = tokens, .n = n});
 }
 
 dsv2_status dsv2_session_decode(dsv2_session *s, int32_t token)
 {
-    DSV2I_TRY(check_advance(__func__, s, &token, 1));
-    return dsv2i_session_advance(s, &token, 1, 1, NULL, 0);
+    return advance(__func__, s, &(struct dsv2i_member){.s = s, .tokens = &token, .n = 1, .decoded = 1});
 }
 
 dsv2_status dsv2_session_score(dsv2_session *s, const int32_t *tokens, size_t n, dsv2_token_score *scores, size_t score_size)
 {
-    DSV2I_TRY(check_advance(__func__, s, tokens, n));
     REQUIRE(scores);
     DSV2I_TRY(check_element(__func__, score_size, sizeof(float)));
-    return dsv2i_session_advance(s, tokens, n, 0, scores, score_size);
+    return advance(__func__, s, &(struct dsv2i_member){.s = s, .tokens = tokens, .n = n, .scores = scores, .score_size = score_size});
 }
 
 static dsv2_status check_logits(const char *function, const dsv2_session *s)

@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: MIT */
 #include "forward.h"
 
-#include <string.h>
+/* Rows that share a pass over lm_head: enough to make it a matter of arithmetic, few enough for little memory. */
+#define LOGIT_ROWS 32
 
 /* One step's activations, all in one block. */
 struct activations {
@@ -14,7 +15,8 @@ struct activations {
     float *o;       /* (n, heads, v) */
     int32_t *idx;   /* (n, top_k) */
     float *weight;  /* (n, top_k) */
-    float *logits;  /* (vocab) */
+    float *last;    /* (LOGIT_ROWS, hidden) norm of the rows whose logits are wanted */
+    float *logits;  /* (LOGIT_ROWS, vocab) */
     struct dsv2i_score *scores; /* (n) */
 };
 
@@ -37,7 +39,8 @@ static size_t lay_out(struct activations *a, char *block, const struct dsv2i_sha
     PLACE(o, n * heads * (size_t)s->v_head_dim);
     PLACE(idx, n * (size_t)s->num_experts_per_tok);
     PLACE(weight, n * (size_t)s->num_experts_per_tok);
-    PLACE(logits, s->vocab_size);
+    PLACE(last, (n < LOGIT_ROWS ? n : LOGIT_ROWS) * hidden);
+    PLACE(logits, (n < LOGIT_ROWS ? n : LOGIT_ROWS) * (size_t)s->vocab_size);
     PLACE(scores, n);
 #undef PLACE
     return used;
@@ -116,13 +119,50 @@ static void feed_forward(const dsv2_model *m, int32_t l, struct activations *a, 
     }
 }
 
-dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, const struct dsv2i_outputs *out,
-                          atomic_int *cancel)
+/* Compute the logits of the n rows in a->last, and hand them out. */
+static void hand_out_logits(const dsv2_model *m, struct activations *a, float *const *to, int32_t n)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    size_t vocab = (size_t)m->config.shape.vocab_size;
+
+    be->op->linear(be, a->logits, a->last, &m->lm_head, n, 0);
+    for (int32_t i = 0; i < n; i++)
+        be->op->mem_copy(be, to[i], a->logits + (size_t)i * vocab, vocab * sizeof *a->logits);
+}
+
+static void outputs(const dsv2_model *m, struct activations *a, const struct dsv2i_output *out, int32_t n_out)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    const struct dsv2i_ops *op = be->op;
+    int32_t hidden = m->config.shape.hidden_size, held = 0;
+    size_t ld = (size_t)hidden;
+    float eps = (float)m->config.rms_norm_eps, *to[LOGIT_ROWS];
+
+    for (const struct dsv2i_output *o = out; o < out + n_out; o++) {
+        if (o->n_scores) {
+            op->rms_norm(be, a->xn, hidden, a->x + (size_t)o->row * ld, hidden, m->norm, o->n_scores, hidden, eps);
+            op->score(be, a->scores, a->xn, &m->lm_head, o->target, o->n_scores);
+            op->mem_copy(be, o->scores, a->scores, (size_t)o->n_scores * sizeof *o->scores);
+        }
+        if (o->logits) {
+            op->rms_norm(be, a->last + (size_t)held * ld, hidden, a->x + (size_t)(o->row + o->n_rows - 1) * ld, hidden, m->norm, 1,
+                         hidden, eps);
+            to[held++] = o->logits;
+        }
+        if (held == LOGIT_ROWS || (held && o + 1 == out + n_out)) {
+            hand_out_logits(m, a, to, held);
+            held = 0;
+        }
+    }
+}
+
+dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, dsv2i_poll_fn poll,
+                          void *user)
 {
     struct dsv2i_backend *be = m->ctx->backend;
     const struct dsv2i_ops *op = be->op;
     const struct dsv2i_shape *s = &m->config.shape;
-    int32_t n = batch->n_rows, hidden = s->hidden_size, cancelled = 0, failed;
+    int32_t n = batch->n_rows, cancelled = 0, failed;
     struct activations a;
 
     pthread_mutex_lock(&m->ctx->step);
@@ -132,22 +172,11 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     for (int32_t l = 0; l < s->num_hidden_layers && !cancelled; l++) {
         attention(m, l, &a, n);
         feed_forward(m, l, &a, n);
-        cancelled = atomic_exchange_explicit(cancel, 0, memory_order_relaxed);
+        cancelled = poll(user);
     }
-    if (!cancelled && (out->logits || out->n_scores)) {
-        op->rms_norm(be, a.xn, hidden, a.x, hidden, m->norm, n, hidden, (float)m->config.rms_norm_eps);
-        if (out->n_scores)
-            op->score(be, a.scores, a.xn, &m->lm_head, out->target, out->n_scores);
-        if (out->logits)
-            op->linear(be, a.logits, a.xn + (size_t)(n - 1) * (size_t)hidden, &m->lm_head, 1, 0);
-    }
+    if (!cancelled)
+        outputs(m, &a, out, batch->n_seqs);
     failed = op->finish(be);
-    if (!cancelled && !failed) {
-        if (out->n_scores)
-            memcpy(out->scores, a.scores, (size_t)out->n_scores * sizeof *out->scores);
-        if (out->logits)
-            memcpy(out->logits, a.logits, (size_t)s->vocab_size * sizeof *out->logits);
-    }
     pthread_mutex_unlock(&m->ctx->step);
 
     if (cancelled)

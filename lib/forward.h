@@ -5,13 +5,18 @@
 
 #include "model.h"
 
-/* What a step leaves behind besides the KV pages; pointers may be NULL. */
-struct dsv2i_outputs {
-    float *logits;              /* (vocab) after the last row */
-    const int32_t *target;      /* (n_scores) token after each of the first n_scores rows */
+/* What a step leaves behind of a sequence besides its KV pages. */
+struct dsv2i_output {
+    int32_t row, n_rows;        /* its rows in the batch */
+    int32_t n_scores;           /* 0: none */
+    float *logits;              /* (vocab) after its last row; NULL: not wanted */
+    const int32_t *target;      /* (n_scores) token after each of its first n_scores rows */
     struct dsv2i_score *scores; /* (n_scores) */
-    int32_t n_scores;
 };
+
+/* Asked between layers, and once more before outputs are computed.  It may withdraw what is wanted of a sequence (logits NULL, n_scores
+ * 0).  Returns nonzero when nothing is wanted any more. */
+typedef int32_t (*dsv2i_poll_fn)(void *user);
 
 /* Bytes of activations for steps of up to n_rows rows. */
 size_t dsv2i_forward_bytes(const struct dsv2i_shape *shape, int32_t n_rows);
@@ -19,8 +24,8 @@ size_t dsv2i_forward_bytes(const struct dsv2i_shape *shape, int32_t n_rows);
 /* Have activations and backend scratch for such steps in the context.  NOMEM leaves everything as it was. */
 dsv2_status dsv2i_forward_reserve(dsv2_context *ctx, const struct dsv2i_config *config, int32_t n_rows);
 
-/* Compute the batch (reserved for).  Outputs are written on success only.  cancel is read between layers: CANCELLED. */
-dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, const struct dsv2i_outputs *out,
-                          atomic_int *cancel);
+/* Compute the batch (reserved for); out (n_seqs).  CANCELLED when poll has ended it; outputs are then untouched. */
+dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, dsv2i_poll_fn poll,
+                          void *user);
 
 #endif

@@ -1,18 +1,15 @@
-/* KV pages, reference counted.  A page holds 64 tokens of all layers; forks share pages, and a page is copied when a session that
- * shares it is about to write to it (only ever its last, partly filled one).
+/* Page tables.  Forks share pages, and so do sessions with equal prompts; a page is copied when a session that shares it is about to write
+ * to it (only ever its last, partly filled one).
  * SPDX-License-Identifier: MIT */
 #include "kv.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 #include "mem.h"
 
-#define HEADER 64 /* in front of the payload, which stays aligned to a cache line */
-
-static atomic_int *refs(void *page)
+static int32_t pages_of(int32_t tokens)
 {
-    return (atomic_int *)(void *)((char *)page - HEADER);
+    return tokens / DSV2I_PAGE_TOKENS + (tokens % DSV2I_PAGE_TOKENS != 0);
 }
 
 size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type)
@@ -20,98 +17,179 @@ size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *s
     return (size_t)shape->num_hidden_layers * DSV2I_PAGE_TOKENS * be->op->kv_token_bytes(be, shape, kv_type);
 }
 
-void dsv2i_kv_init(struct dsv2i_kv *kv, struct dsv2i_backend *be, const struct dsv2i_hooks *mem, size_t page_bytes)
+void dsv2i_kv_init(struct dsv2i_kv *kv, dsv2_pool *pool)
 {
-    *kv = (struct dsv2i_kv){.be = be, .mem = mem, .page_bytes = page_bytes};
+    *kv = (struct dsv2i_kv){.pool = pool};
+    dsv2i_pool_retain(pool);
 }
 
-static void *page_new(struct dsv2i_kv *kv)
+void dsv2i_kv_free(struct dsv2i_kv *kv)
 {
-    char *block = kv->be->op->mem_alloc(kv->be, kv->page_bytes + HEADER);
-
-    if (!block)
-        return NULL;
-    atomic_init((atomic_int *)(void *)block, 1);
-    return block + HEADER;
+    dsv2i_kv_truncate(kv, 0);
+    dsv2i_pool_release(kv->pool);
 }
 
-static void page_drop(struct dsv2i_kv *kv, void *page)
-{
-    if (atomic_fetch_sub_explicit(refs(page), 1, memory_order_acq_rel) == 1)
-        kv->be->op->mem_free(kv->be, (char *)page - HEADER, kv->page_bytes + HEADER);
-}
-
-static int grow_table(struct dsv2i_kv *kv, int32_t pages)
+static dsv2_status grow_table(struct dsv2i_kv *kv, int32_t pages)
 {
     int32_t capacity = kv->capacity ? kv->capacity : 8;
     void **table;
 
     if (pages <= kv->capacity)
-        return 1;
+        return DSV2_OK;
     while (capacity < pages)
         capacity *= 2;
-    table = dsv2i_realloc(kv->mem, kv->page, (size_t)capacity, sizeof *table);
+    table = dsv2i_alloc(kv->pool->mem, (size_t)capacity, 2 * sizeof *table);
     if (!table)
-        return 0;
-    kv->page = table;
+        return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for a table of %d KV pages", pages);
+    if (kv->n_pages) {
+        memcpy(table, kv->data, (size_t)kv->n_pages * sizeof *table);
+        memcpy(table + capacity, kv->page, (size_t)kv->n_pages * sizeof *table);
+    }
+    dsv2i_free(kv->pool->mem, kv->data);
+    kv->data = table;
+    kv->page = (struct dsv2i_page **)(void *)(table + capacity);
     kv->capacity = capacity;
+    return DSV2_OK;
+}
+
+static void set(struct dsv2i_kv *kv, int32_t i, struct dsv2i_page *page)
+{
+    kv->page[i] = page;
+    kv->data[i] = page->data;
+}
+
+static void drop_from(struct dsv2i_kv *kv, int32_t keep)
+{
+    while (kv->n_pages > keep)
+        dsv2i_pool_drop(kv->pool, kv->page[--kv->n_pages]);
+    if (kv->n_entered > keep)
+        kv->n_entered = keep;
+}
+
+/* Pages for need, and a copy of the page first if it is shared; 0: the pool has none. */
+static int take_pages(struct dsv2i_kv *kv, int32_t first, int32_t need)
+{
+    dsv2_pool *pool = kv->pool;
+    int32_t old = kv->n_pages;
+
+    if (first < old && kv->page[first]->refs > 1) {
+        struct dsv2i_page *shared = kv->page[first], *own = dsv2i_pool_take(pool);
+
+        if (!own)
+            return 0;
+        pool->be->op->mem_copy(pool->be, own->data, shared->data, pool->page_bytes);
+        set(kv, first, own);
+        dsv2i_pool_drop(pool, shared);
+        if (kv->n_entered > first)
+            kv->n_entered = first;
+    }
+    while (kv->n_pages < need) {
+        struct dsv2i_page *page = dsv2i_pool_take(pool);
+
+        if (!page) {
+            drop_from(kv, old);
+            return 0;
+        }
+        set(kv, kv->n_pages++, page);
+    }
     return 1;
 }
 
 dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to)
 {
-    int32_t first = from / DSV2I_PAGE_TOKENS, need = (to + DSV2I_PAGE_TOKENS - 1) / DSV2I_PAGE_TOKENS, old = kv->n_pages;
+    dsv2_pool *pool = kv->pool;
+    int taken;
 
-    if (!grow_table(kv, need))
-        goto no_memory;
-    for (int32_t i = first; i < old && i < need; i++) {
-        void *shared = kv->page[i], *own;
-
-        if (atomic_load_explicit(refs(shared), memory_order_acquire) == 1)
-            continue;
-        own = page_new(kv);
-        if (!own)
-            goto no_memory;
-        kv->be->op->mem_copy(kv->be, own, shared, kv->page_bytes);
-        kv->page[i] = own;
-        page_drop(kv, shared);
-    }
-    while (kv->n_pages < need) {
-        void *page = page_new(kv);
-
-        if (!page) {
-            dsv2i_kv_truncate(kv, old * DSV2I_PAGE_TOKENS);
-            goto no_memory;
-        }
-        kv->page[kv->n_pages++] = page;
-    }
-    return DSV2_OK;
-
-no_memory:
-    return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for KV pages of %zu bytes up to token %d", kv->page_bytes, to);
+    DSV2I_TRY(grow_table(kv, pages_of(to)));
+    pthread_mutex_lock(&pool->lock);
+    taken = take_pages(kv, from / DSV2I_PAGE_TOKENS, pages_of(to));
+    pthread_mutex_unlock(&pool->lock);
+    if (taken)
+        return DSV2_OK;
+    if (pool->capacity)
+        return dsv2i_fail(DSV2_ERR_NO_PAGES, "session: the pool's %llu pages are in use; %d tokens do not fit",
+                          (unsigned long long)pool->capacity, to);
+    return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for KV pages of %zu bytes up to token %d", pool->page_bytes, to);
 }
 
 void dsv2i_kv_truncate(struct dsv2i_kv *kv, int32_t n)
 {
-    int32_t keep = (n + DSV2I_PAGE_TOKENS - 1) / DSV2I_PAGE_TOKENS;
-
-    while (kv->n_pages > keep)
-        page_drop(kv, kv->page[--kv->n_pages]);
-    if (keep == 0) {
-        dsv2i_free(kv->mem, kv->page);
-        kv->page = NULL;
+    pthread_mutex_lock(&kv->pool->lock);
+    drop_from(kv, pages_of(n));
+    pthread_mutex_unlock(&kv->pool->lock);
+    if (!kv->n_pages) {
+        dsv2i_free(kv->pool->mem, kv->data);
+        kv->data = NULL;
         kv->capacity = 0;
     }
 }
 
 dsv2_status dsv2i_kv_share(struct dsv2i_kv *dst, const struct dsv2i_kv *src)
 {
-    if (!grow_table(dst, src->n_pages))
-        return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for a table of %d KV pages", src->n_pages);
+    DSV2I_TRY(grow_table(dst, src->n_pages));
+    pthread_mutex_lock(&src->pool->lock);
     for (int32_t i = 0; i < src->n_pages; i++) {
-        atomic_fetch_add_explicit(refs(src->page[i]), 1, memory_order_relaxed);
-        dst->page[i] = src->page[i];
+        dsv2i_pool_hold(src->pool, src->page[i]);
+        set(dst, i, src->page[i]);
     }
+    pthread_mutex_unlock(&src->pool->lock);
     dst->n_pages = src->n_pages;
+    dst->n_entered = src->n_entered;
     return DSV2_OK;
+}
+
+/* The cached page that page i would follow; 0: it cannot be in the cache. */
+static int parent_of(const struct dsv2i_kv *kv, int32_t i, struct dsv2i_page **parent)
+{
+    *parent = i ? kv->page[i - 1] : NULL;
+    return !i || kv->n_entered >= i;
+}
+
+int32_t dsv2i_kv_reuse(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos, int32_t end)
+{
+    dsv2_pool *pool = kv->pool;
+    int32_t begin = pos;
+    struct dsv2i_page *parent, *found;
+
+    if (!pool->n_buckets)
+        return pos;
+    pthread_mutex_lock(&pool->lock);
+    /* The last token is always computed: its logits are not in the page. */
+    while (pos % DSV2I_PAGE_TOKENS == 0 && pos + DSV2I_PAGE_TOKENS < end && parent_of(kv, pos / DSV2I_PAGE_TOKENS, &parent)) {
+        found = dsv2i_pool_find(pool, space, parent, tokens + pos);
+        if (!found || grow_table(kv, kv->n_pages + 1) != DSV2_OK)
+            break;
+        dsv2i_pool_hold(pool, found);
+        set(kv, kv->n_pages++, found);
+        kv->n_entered = kv->n_pages;
+        pos += DSV2I_PAGE_TOKENS;
+    }
+    pool->prompt_tokens += (uint64_t)(end - begin);
+    pool->reused_tokens += (uint64_t)(pos - begin);
+    pthread_mutex_unlock(&pool->lock);
+    return pos;
+}
+
+void dsv2i_kv_publish(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos)
+{
+    dsv2_pool *pool = kv->pool;
+    struct dsv2i_page *parent, *there;
+
+    if (!pool->n_buckets || kv->n_entered == pos / DSV2I_PAGE_TOKENS)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    for (int32_t i = kv->n_entered; i < pos / DSV2I_PAGE_TOKENS && parent_of(kv, i, &parent); i++) {
+        there = dsv2i_pool_enter(pool, kv->page[i], space, parent, tokens + i * DSV2I_PAGE_TOKENS);
+        if (!there)
+            break;
+        if (there != kv->page[i]) { /* another session was first */
+            if (space.attention == DSV2_ATTENTION_AUTO)
+                break; /* its page may come from other cuts, hence have other bits */
+            dsv2i_pool_hold(pool, there);
+            dsv2i_pool_drop(pool, kv->page[i]);
+            set(kv, i, there);
+        }
+        kv->n_entered = i + 1;
+    }
+    pthread_mutex_unlock(&pool->lock);
 }

@@ -1,26 +1,32 @@
-/* KV pages of a session: 64 tokens in all layers each, shared between forks until written.
+/* A session's page table.
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_KV_H
 #define DSV2I_KV_H
 
-#include "status.h"
-#include "ops.h"
+#include "pool.h"
 
 struct dsv2i_kv {
-    struct dsv2i_backend *be;
-    const struct dsv2i_hooks *mem;
-    size_t page_bytes;
-    void **page;        /* (n_pages) payloads, as struct dsv2i_seq wants them; each has a reference count in front */
+    dsv2_pool *pool;
+    void **data;                /* (n_pages) as struct dsv2i_seq wants them */
+    struct dsv2i_page **page;   /* (n_pages) in the same block of memory */
     int32_t n_pages, capacity;
+    int32_t n_entered;          /* so many from the beginning are pages of the prefix cache */
 };
 
 size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type);
-void dsv2i_kv_init(struct dsv2i_kv *kv, struct dsv2i_backend *be, const struct dsv2i_hooks *mem, size_t page_bytes);
-/* Make positions from..to-1 writable: pages taken, a shared one copied.  NOMEM changes nothing that a reader can see. */
+/* An empty table that holds the pool. */
+void dsv2i_kv_init(struct dsv2i_kv *kv, dsv2_pool *pool);
+void dsv2i_kv_free(struct dsv2i_kv *kv);
+/* Make positions from..to-1 writable: pages taken, a shared one copied.  NO_PAGES, NOMEM change nothing that a reader can see. */
 dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to);
 /* Give back the pages beyond the first n tokens. */
 void dsv2i_kv_truncate(struct dsv2i_kv *kv, int32_t n);
-/* dst (initialised, empty) shares all pages of src. */
+/* dst (initialised, empty, of the same pool) shares all pages of src. */
 dsv2_status dsv2i_kv_share(struct dsv2i_kv *dst, const struct dsv2i_kv *src);
+/* The table holds pos tokens, and tokens[0..end) are to be there.  Add the pages of tokens[pos..end-1) that the prefix cache has, and
+ * return how many tokens the table holds then. */
+int32_t dsv2i_kv_reuse(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos, int32_t end);
+/* Put the full pages of tokens[0..pos) into the prefix cache. */
+void dsv2i_kv_publish(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos);
 
 #endif

@@ -1,31 +1,31 @@
-/* One sequence: its pages, tokens, logits.
+/* One sequence: its pages, tokens, logits.  step.h advances it.
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_SESSION_H
 #define DSV2I_SESSION_H
 
 #include "kv.h"
-#include "model.h"
 
 struct dsv2_session {
     dsv2_model *model;
-    int32_t n_ctx, kv_type, attention, n_batch;
+    int32_t n_ctx, attention, n_batch;
+    uint64_t cache_namespace;
     dsv2_progress_fn progress;
     void *progress_user;
-    struct dsv2i_kv kv;         /* page table */
-    int32_t *tokens;            /* (pos), grows */
+    struct dsv2i_kv kv;         /* page table; a shared or own pool */
+    int32_t *tokens;            /* (pos), grows; a step writes beyond pos */
     size_t tokens_capacity;
     int32_t pos, n_prompt;      /* tokens evaluated; the first n_prompt of them are prompt */
     float *logits;              /* (vocab) after token pos - 1 */
     int has_logits;
     atomic_int cancelled;
+    int stepping;               /* dsv2_step has seen it in its list */
 };
 
 dsv2_status dsv2i_session_create(dsv2_model *m, const dsv2_session_params *params, dsv2_session **out);
 void dsv2i_session_free(dsv2_session *s);
 dsv2_status dsv2i_session_memory(const dsv2_session *s, dsv2_memory *out);
-/* The one way to advance: n tokens; scores may be NULL; decoded: they are output, not prompt. */
-dsv2_status dsv2i_session_advance(dsv2_session *s, const int32_t *tokens, size_t n, int decoded, dsv2_token_score *scores,
-                                  size_t score_size);
+/* Whose prompts it may share pages with. */
+struct dsv2i_space dsv2i_session_space(const dsv2_session *s);
 dsv2_status dsv2i_session_truncate(dsv2_session *s, size_t n);
 dsv2_status dsv2i_session_fork(const dsv2_session *s, dsv2_session **out);
 

@@ -44,6 +44,7 @@ const char *dsv2_status_name(dsv2_status status)
     NAME(DSV2_ERR_UTF8);
     NAME(DSV2_ERR_LIMIT);
     NAME(DSV2_ERR_CONTEXT_FULL);
+    NAME(DSV2_ERR_NO_PAGES);
     NAME(DSV2_ERR_CANCELLED);
     NAME(DSV2_ERR_NUMERIC);
     NAME(DSV2_ERR_FORKED);

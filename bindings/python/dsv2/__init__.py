@@ -11,8 +11,9 @@ by any thread, a session by one thread at a time, with Session.cancel() as the o
 
 SPDX-License-Identifier: MIT
 """
-from ._errors import (CancelledError, ContextFullError, Error, FileError, ForkedError, FormatError, InternalError, InvalidError,
-                      LimitError, NumericError, OutOfMemoryError, StateError, UnsupportedError, UTF8Error)
+from ._errors import (CancelledError, ContextFullError, Error, FileError, ForkedError, FormatError, InternalError,
+                     InvalidError, LimitError, NoPagesError, NumericError, OutOfMemoryError, StateError, UTF8Error,
+                     UnsupportedError)
 from ._lib import load_library
 from ._model import Context, Memory, Message, Model, ModelInfo, TextStream, inspect, version
 from ._session import Generation, Logprob, Sampling, Score, Session, TokenScore
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CancelledError", "Context", "ContextFullError", "Error", "FileError", "ForkedError", "FormatError", "Generation",
-    "InternalError", "InvalidError", "LimitError", "Logprob", "Memory", "Message", "Model", "ModelInfo", "NumericError",
+    "InternalError", "InvalidError", "LimitError", "Logprob", "Memory", "Message", "Model", "ModelInfo", "NoPagesError", "NumericError",
     "OutOfMemoryError", "Sampling", "Score", "Session", "StateError", "TextStream", "TokenScore", "UTF8Error",
     "UnsupportedError", "inspect", "load_library", "version",
 ]

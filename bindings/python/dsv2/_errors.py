@@ -60,6 +60,10 @@ class ContextFullError(Error):
     """The tokens do not fit the session's context; nothing was evaluated."""
 
 
+class NoPagesError(Error):
+    """The page pool has none left; nothing was evaluated."""
+
+
 class CancelledError(Error):
     """A callback or Session.cancel() asked to stop."""
 
@@ -78,8 +82,8 @@ class InternalError(Error):
 
 BY_STATUS: Dict[int, Type[Error]] = {
     -10: InvalidError, -12: StateError, -20: OutOfMemoryError, -30: FileError, -40: FormatError, -41: UnsupportedError,
-    -42: UTF8Error, -43: LimitError, -50: ContextFullError, -60: CancelledError, -70: NumericError, -80: ForkedError,
-    -90: InternalError,
+    -42: UTF8Error, -43: LimitError, -50: ContextFullError, -51: NoPagesError, -60: CancelledError, -70: NumericError,
+    -80: ForkedError, -90: InternalError,
 }
 
 

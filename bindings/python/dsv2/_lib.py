@@ -26,6 +26,7 @@ DETOKENIZE_SKIP_SPECIAL = 1
 CHAT_NONE, CHAT_V2, CHAT_V25, CHAT_UNKNOWN = 0, 1, 2, 3
 CHAT_GENERATE, CHAT_NO_MARKERS = 1, 2
 KV_BF16, KV_F32 = 0, 1
+STEP_DECODED, STEP_NO_LOGITS = 1, 2
 ATTENTION_ABSORBED, ATTENTION_EXPANDED, ATTENTION_AUTO = 0, 1, 2
 
 LogFn = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
@@ -73,13 +74,27 @@ class ChatMessage(Structure):
     _fields_ = [("role", c_char_p), ("content", c_char_p), ("n_content", c_size_t)]
 
 
+class PoolParams(Structure):
+    _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "kv_type reserved"), *_fields(c_uint64, "tokens bytes prefix_cache_bytes")]
+
+
+class PoolInfo(Structure):
+    _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "kv_type page_tokens"),
+                *_fields(c_uint64, "page_bytes pages pages_used pages_cached pages_idle prompt_tokens reused_tokens entered evicted")]
+
+
 class SessionParams(Structure):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "n_ctx kv_type attention n_batch"), ("progress", ProgressFn),
-                ("progress_user", c_void_p)]
+                *_fields(c_void_p, "progress_user pool"), ("cache_namespace", c_uint64)]
 
 
 class TokenScore(Structure):
     _fields_ = [("logprob", c_float), ("rank", c_int32), ("top_token", c_int32), ("top_logprob", c_float)]
+
+
+class StepMember(Structure):
+    _fields_ = [("session", c_void_p), ("tokens", POINTER(c_int32)), ("n_tokens", c_size_t), ("scores", POINTER(TokenScore)),
+                ("score_size", c_size_t), ("flags", c_uint32), ("status", c_int32)]
 
 
 class Logprob(Structure):
@@ -101,7 +116,8 @@ class SampleParams(Structure):
 # Struct of the header -> class here, for the test that compares their layouts.
 STRUCTS = {"dsv2_context_params": ContextParams, "dsv2_model_params": ModelParams, "dsv2_model_info": ModelInfo,
            "dsv2_memory": Memory, "dsv2_text_params": TextParams, "dsv2_chat_message": ChatMessage,
-           "dsv2_session_params": SessionParams, "dsv2_token_score": TokenScore, "dsv2_logprob": Logprob,
+           "dsv2_pool_params": PoolParams, "dsv2_pool_info": PoolInfo, "dsv2_session_params": SessionParams,
+           "dsv2_token_score": TokenScore, "dsv2_step_member": StepMember, "dsv2_logprob": Logprob,
            "dsv2_logit_bias": LogitBias, "dsv2_sample_params": SampleParams}
 
 _status, _handle, _size_out, _ids = c_int32, c_void_p, POINTER(c_size_t), POINTER(c_int32)
@@ -133,10 +149,15 @@ PROTOTYPES = {
     "dsv2_text_free": (None, _handle),
     "dsv2_chat_apply": (_status, _handle, POINTER(ChatMessage), c_size_t, c_size_t, c_uint32, c_void_p, c_size_t, _size_out),
     "dsv2_chat_tokenize": (_status, _handle, POINTER(ChatMessage), c_size_t, c_size_t, c_uint32, _ids, c_size_t, _size_out),
+    "dsv2_pool_params_init": (None, POINTER(PoolParams), c_size_t),
+    "dsv2_pool_create": (_status, _handle, POINTER(PoolParams), POINTER(_handle)),
+    "dsv2_pool_free": (None, _handle),
+    "dsv2_pool_get_info": (_status, _handle, POINTER(PoolInfo)),
     "dsv2_session_params_init": (None, POINTER(SessionParams), c_size_t),
     "dsv2_session_create": (_status, _handle, POINTER(SessionParams), POINTER(_handle)),
     "dsv2_session_free": (None, _handle),
     "dsv2_session_memory": (_status, _handle, POINTER(Memory)),
+    "dsv2_step": (_status, POINTER(StepMember), c_size_t, c_size_t),
     "dsv2_session_prefill": (_status, _handle, _ids, c_size_t),
     "dsv2_session_decode": (_status, _handle, c_int32),
     "dsv2_session_score": (_status, _handle, _ids, c_size_t, POINTER(TokenScore), c_size_t),

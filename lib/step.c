@@ -1,0 +1,283 @@
+/* A step: tokens of many sessions, as the rows of few passes through the model.
+ *
+ * First every member is checked and given its pages, in order.  Then passes: each takes rows of the members in order until it is full, so
+ * a pass may hold decode tokens of some and pieces of prompts of others.  Last the members that went well move on.  Until then
+ * nothing changes that a caller can see, so one that failed needs no undoing but giving its pages back.
+ * SPDX-License-Identifier: MIT */
+#include "step.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "forward.h"
+#include "logprobs.h"
+
+struct step {
+    dsv2_model *model;
+    struct dsv2i_member *members;
+    size_t n;
+    dsv2_status status;             /* of the failure that came last */
+    int32_t max_rows;
+    /* the pass */
+    struct dsv2i_batch batch;
+    int32_t *token, *pos, *seq;     /* (max_rows) */
+    struct dsv2i_seq *seqs;         /* (max_rows), as the following */
+    struct dsv2i_output *out;
+    struct dsv2i_member **of_seq;
+    struct dsv2i_score *scores;
+};
+
+static int32_t min_i32(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static void fail(struct step *step, struct dsv2i_member *m, dsv2_status status)
+{
+    m->status = step->status = status;
+}
+
+/* ---- Before: is it possible, and are the pages there? */
+
+/* Multiply-adds per head of n rows that begin at position pos (spec 3.3): absorbed pays per query-key pair and per row, expanded less per
+ * pair, but rebuilds every cached key and value. */
+static int expanded_is_cheaper(const struct dsv2i_shape *s, int32_t pos, int32_t n)
+{
+    double latent = s->kv_lora_rank, rope = s->qk_rope_head_dim, head = s->qk_nope_head_dim + s->v_head_dim;
+    double rows = n, pairs = rows * (pos + (rows + 1) / 2), keys = (double)pos + rows;
+
+    return pairs * (head + rope) + keys * latent * head < pairs * (2 * latent + rope) + rows * latent * head;
+}
+
+/* Room for n more tokens in the history, and the tokens there. */
+static dsv2_status remember(dsv2_session *s, const int32_t *tokens, size_t n)
+{
+    size_t need = (size_t)s->pos + n, capacity = s->tokens_capacity ? s->tokens_capacity : 64;
+
+    if (need > s->tokens_capacity) {
+        int32_t *grown;
+
+        while (capacity < need)
+            capacity *= 2;
+        if (capacity > (size_t)s->n_ctx)
+            capacity = (size_t)s->n_ctx;
+        grown = dsv2i_realloc(&s->model->ctx->mem, s->tokens, capacity, sizeof *grown);
+        if (!grown)
+            return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %zu tokens", capacity);
+        s->tokens = grown;
+        s->tokens_capacity = capacity;
+    }
+    memcpy(s->tokens + s->pos, tokens, n * sizeof *tokens);
+    return DSV2_OK;
+}
+
+static void store_score(const struct dsv2i_member *m, int32_t pos, const struct dsv2i_score *from)
+{
+    dsv2_token_score one = {from->logprob, from->rank, from->top_token, from->top_logprob};
+
+    memcpy((char *)m->scores + (size_t)(pos - m->s->pos) * m->score_size, &one, m->score_size < sizeof one ? m->score_size : sizeof one);
+}
+
+/* The score of the first token, from the logits that the session has. */
+static struct dsv2i_score first_score(const dsv2_session *s, int32_t token)
+{
+    int32_t n = s->model->config.shape.vocab_size, top = 0;
+    double lse = s->pos ? dsv2i_log_sum_exp(s->logits, n) : NAN;
+
+    if (isnan(lse))
+        return (struct dsv2i_score){NAN, 0, -1, NAN};
+    for (int32_t i = 1; i < n; i++)
+        if (s->logits[i] > s->logits[top])
+            top = i;
+    return (struct dsv2i_score){(float)(s->logits[token] - lse), dsv2i_rank(s->logits, n, token), top,
+                                (float)(s->logits[top] - lse)};
+}
+
+static dsv2_status check(const struct dsv2i_member *m)
+{
+    const dsv2_session *s = m->s;
+    int32_t vocab = s->model->config.shape.vocab_size;
+
+    if (m->n > (size_t)(s->n_ctx - s->pos))
+        return dsv2i_fail(DSV2_ERR_CONTEXT_FULL, "session: %zu tokens do not fit: %d of n_ctx %d are used", m->n, s->pos, s->n_ctx);
+    for (size_t i = 0; i < m->n; i++)
+        if (m->tokens[i] < 0 || m->tokens[i] >= vocab)
+            return dsv2i_fail(DSV2_ERR_INVALID, "tokens[%zu]: %d is not in 0..%d (vocab_size - 1)", i, m->tokens[i], vocab - 1);
+    return DSV2_OK;
+}
+
+static dsv2_status prepare(struct dsv2i_member *m)
+{
+    dsv2_session *s = m->s;
+    const struct dsv2i_shape *shape = &s->model->config.shape;
+
+    DSV2I_TRY(check(m));
+    if (atomic_exchange(&s->cancelled, 0))
+        return dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");
+    DSV2I_TRY(remember(s, m->tokens, m->n));
+    m->at = s->pos;
+    m->end = s->pos + (int32_t)m->n;
+    m->form = s->attention == DSV2_ATTENTION_EXPANDED ||
+                      (s->attention == DSV2_ATTENTION_AUTO && expanded_is_cheaper(shape, s->pos, (int32_t)m->n))
+                  ? DSV2I_EXPANDED
+                  : DSV2I_ABSORBED;
+    if (m->scores && s->pos && !s->has_logits) {
+        m->at = s->pos - 1; /* what foretold the first token is gone, and is computed again */
+    } else if (m->scores) {
+        struct dsv2i_score first = first_score(s, m->tokens[0]);
+
+        store_score(m, s->pos, &first);
+    } else if (!m->decoded) {
+        m->at = dsv2i_kv_reuse(&s->kv, dsv2i_session_space(s), s->tokens, m->at, m->end);
+    }
+    return dsv2i_kv_reserve(&s->kv, m->at, m->end);
+}
+
+/* ---- A pass */
+
+static int wants_rows(const struct dsv2i_member *m)
+{
+    return m->status == DSV2_OK && m->at < m->end;
+}
+
+/* Fill the pass; returns its rows. */
+static int32_t gather(struct step *step)
+{
+    struct dsv2i_batch *b = &step->batch;
+
+    *b = (struct dsv2i_batch){.token = step->token, .pos = step->pos, .seq = step->seq, .seqs = step->seqs};
+    for (size_t k = 0; k < step->n && b->n_rows < step->max_rows; k++) {
+        struct dsv2i_member *m = &step->members[k];
+        dsv2_session *s = m->s;
+        int32_t rows, last;
+
+        if (!wants_rows(m))
+            continue;
+        rows = min_i32(step->max_rows - b->n_rows, m->end - m->at);
+        last = m->at + rows == m->end;
+        step->of_seq[b->n_seqs] = m;
+        step->seqs[b->n_seqs] = (struct dsv2i_seq){.page = s->kv.data, .form = m->form, .kv_type = s->kv.pool->kv_type};
+        step->out[b->n_seqs] = (struct dsv2i_output){
+            .row = b->n_rows,
+            .n_rows = rows,
+            .logits = last && !m->no_logits ? s->logits : NULL,
+            .target = s->tokens + m->at + 1,
+            .scores = step->scores + b->n_rows,
+            .n_scores = m->scores ? rows - last : 0,
+        };
+        for (int32_t i = 0; i < rows; i++, b->n_rows++) {
+            step->token[b->n_rows] = s->tokens[m->at + i];
+            step->pos[b->n_rows] = m->at + i;
+            step->seq[b->n_rows] = b->n_seqs;
+        }
+        b->n_seqs++;
+    }
+    return b->n_rows;
+}
+
+/* Take note of cancelled members: of those in the pass nothing is wanted any more, the others of it do not notice. */
+static int32_t poll(void *user)
+{
+    struct step *step = user;
+    int32_t live = 0;
+
+    for (int32_t i = 0; i < step->batch.n_seqs; i++) {
+        struct dsv2i_member *m = step->of_seq[i];
+
+        if (m->status == DSV2_OK && atomic_load_explicit(&m->s->cancelled, memory_order_relaxed)) {
+            atomic_store(&m->s->cancelled, 0);
+            fail(step, m, dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled"));
+            step->out[i].logits = NULL;
+            step->out[i].n_scores = 0;
+        }
+        live += m->status == DSV2_OK;
+    }
+    return live == 0;
+}
+
+static void pass(struct step *step)
+{
+    dsv2_status status = dsv2i_forward(step->model, &step->batch, step->out, poll, step);
+
+    for (int32_t i = 0; i < step->batch.n_seqs; i++) {
+        struct dsv2i_member *m = step->of_seq[i];
+        const struct dsv2i_output *out = &step->out[i];
+        dsv2_session *s = m->s;
+
+        if (m->status == DSV2_OK && status != DSV2_OK) {
+            s->has_logits = 0; /* the backend failed: they may be written in part */
+            fail(step, m, status);
+        }
+        if (m->status != DSV2_OK)
+            continue;
+        for (int32_t k = 0; k < out->n_scores; k++)
+            store_score(m, m->at + k + 1, &out->scores[k]);
+        m->at += out->n_rows;
+        if (s->progress && m->at < m->end && s->progress(s->progress_user, (uint64_t)(m->at - s->pos), m->n))
+            fail(step, m, dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled by the progress callback at token %d of %zu",
+                                     m->at - s->pos, m->n));
+    }
+}
+
+/* ---- The step */
+
+static void commit(const struct dsv2i_member *m)
+{
+    dsv2_session *s = m->s;
+
+    if (m->status != DSV2_OK) {
+        dsv2i_kv_truncate(&s->kv, s->pos);
+        return;
+    }
+    s->pos = m->end;
+    if (!m->decoded)
+        s->n_prompt = s->pos;
+    s->has_logits = !m->no_logits;
+    dsv2i_kv_publish(&s->kv, dsv2i_session_space(s), s->tokens, s->pos);
+}
+
+/* Room for the lists of a pass, in one block. */
+static void *make_lists(struct step *step)
+{
+    size_t rows = (size_t)step->max_rows;
+    char *block = dsv2i_alloc(&step->model->ctx->mem, rows,
+                              sizeof *step->of_seq + sizeof *step->out + sizeof *step->seqs + sizeof *step->scores + 3 * sizeof(int32_t));
+
+    if (!block)
+        return NULL;
+    step->of_seq = (void *)block;
+    step->out = (void *)(step->of_seq + rows);
+    step->seqs = (void *)(step->out + rows);
+    step->scores = (void *)(step->seqs + rows);
+    step->token = (void *)(step->scores + rows);
+    step->pos = step->token + rows;
+    step->seq = step->pos + rows;
+    return block;
+}
+
+dsv2_status dsv2i_step(dsv2_model *model, struct dsv2i_member *members, size_t n)
+{
+    struct step step = {.model = model, .members = members, .n = n};
+    void *lists;
+
+    for (size_t i = 0; i < n; i++)
+        if (members[i].s->n_batch > step.max_rows) /* scratch is there for the largest */
+            step.max_rows = members[i].s->n_batch;
+    lists = make_lists(&step);
+    for (size_t i = 0; i < n; i++) {
+        struct dsv2i_member *m = &members[i];
+
+        m->at = m->end = m->s->pos;
+        m->status = DSV2_OK;
+        if (!lists)
+            fail(&step, m, dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %d rows", step.max_rows));
+        else if ((m->status = prepare(m)) != DSV2_OK)
+            fail(&step, m, m->status);
+    }
+    while (lists && gather(&step))
+        pass(&step);
+    for (size_t i = 0; i < n; i++)
+        commit(&members[i]);
+    dsv2i_free(&model->ctx->mem, lists);
+    return step.status;
+}

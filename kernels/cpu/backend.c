@@ -9,6 +9,7 @@
 
 #include "cpu.h"
 #include "dsv2.h"
+#include "kv_page.h"
 
 #ifdef DSV2I_X86
 #include <cpuid.h>
@@ -168,7 +169,7 @@ static void op_mem_copy(struct dsv2i_backend *base, void *to, const void *from, 
 static size_t op_kv_token_bytes(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t kv_type)
 {
     (void)base;
-    return dsv2i_kv_bytes(shape, kv_type);
+    return dsv2i_kv_record(kv_type, shape->kv_lora_rank, shape->qk_rope_head_dim).bytes;
 }
 
 static void op_close(struct dsv2i_backend *base)

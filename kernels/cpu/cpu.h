@@ -40,6 +40,11 @@ struct dsv2i_inner {
     /* h = g / (1 + exp(-g)) * u */
     void (*silu_mul)(float *h, const float *g, const float *u, int32_t n);
     void (*rms_norm)(float *y, const float *x, const float *w, int32_t n, float eps);
+    /* dst (n, rank + rope) = n records of a page of a quantized type; 6BIT: y instead of c (kv_page.h).  The same bits on every
+     * instruction set */
+    void (*kv_read)(float *dst, const void *records, int32_t kv_type, int32_t rank, int32_t rope, int32_t n);
+    /* x (rank) = H x, in blocks of dsv2i_kv_rotation.  The same bits on every instruction set */
+    void (*hadamard)(float *x, int32_t rank);
 };
 
 extern const struct dsv2i_inner dsv2i_inner_ref;
@@ -136,12 +141,6 @@ static inline int32_t dsv2i_ceil_div(int32_t a, int32_t b)
 static inline const void *dsv2i_weight_row(const struct dsv2i_weight *w, int32_t row)
 {
     return (const char *)w->data + (size_t)row * (size_t)w->cols * dsv2i_dtype_size(w->dtype);
-}
-
-/* Bytes of one token of one layer in a KV page. */
-static inline size_t dsv2i_kv_bytes(const struct dsv2i_shape *s, int32_t kv_type)
-{
-    return ((size_t)s->kv_lora_rank + (size_t)s->qk_rope_head_dim) * (kv_type == DSV2I_KV_F32 ? 4 : 2);
 }
 
 int dsv2i_pool_open(struct dsv2i_cpu *be, int32_t n_threads);

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: MIT */
 #include <math.h>
 
-#include "cpu.h"
+#include "kv_inner.h"
 
 #define LANES 8
 #define CHUNK 512 /* elements of a weight row converted at a time */
@@ -139,6 +139,32 @@ static void rms_norm(float *y, const float *x, const float *w, int32_t n, float 
         y[i] = x[i] * r * w[i];
 }
 
+static float e4m3_f32(uint8_t b)
+{
+    uint32_t sign = (uint32_t)(b & 0x80) << 24, u = b & 0x7F;
+
+    /* the exponent's place is right, its bias 120 too small; denormals become ordinary by the way */
+    return dsv2i_bits_f32(sign | (u == 0x7F ? 0x7FF00000 : dsv2i_f32_bits(dsv2i_bits_f32(u << 20) * 0x1p120f)));
+}
+
+static void read_bytes(float *dst, const uint8_t *code, float scale, int32_t kv_type, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        dst[i] = scale * (kv_type == DSV2I_KV_F8_E4M3   ? e4m3_f32(code[i])
+                          : kv_type == DSV2I_KV_F8_E5M2 ? f16_f32((uint16_t)(code[i] << 8))
+                                                        : (float)(int8_t)code[i]);
+}
+
+static void read_levels(float *dst, const uint8_t *level, const uint8_t *sign, float scale, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        int32_t in = i % DSV2I_KV_BLOCK;
+        float y = scale * dsv2i_kv_level[level[i / DSV2I_KV_BLOCK * 16 + in % 16] >> (in < 16 ? 0 : 4) & 15];
+
+        dst[i] = sign[i / 8] >> i % 8 & 1 ? -y : y;
+    }
+}
+
 const struct dsv2i_inner dsv2i_inner_ref = {
     .widen = widen,
     .dot = dot,
@@ -146,4 +172,6 @@ const struct dsv2i_inner dsv2i_inner_ref = {
     .softmax = softmax,
     .silu_mul = silu_mul,
     .rms_norm = rms_norm,
+    .kv_read = kv_read,
+    .hadamard = hadamard,
 };

@@ -2,7 +2,7 @@
 #include <immintrin.h>
 #include <math.h>
 
-#include "cpu.h"
+#include "kv_inner.h"
 
 #define LANES 8
 #define DOT_ROWS 2 /* 8 sums: there are 16 registers */
@@ -78,6 +78,49 @@ static inline vec v_widen_n(const void *p, int32_t dtype, int32_t n)
         return v_load_n(p, n);
     memcpy(half, p, (size_t)n * sizeof *half);
     return widen_half(_mm_loadu_si128((const void *)half), dtype);
+}
+
+/* LANES codes of a byte: what they stand for. */
+static inline vec v_codes(const uint8_t *code, int32_t kv_type)
+{
+    __m128i b = _mm_loadl_epi64((const void *)code), h;
+
+    if (kv_type == DSV2I_KV_F8_E5M2)
+        return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(b), 8));
+    if (kv_type != DSV2I_KV_F8_E4M3)
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
+    /* as f16 the exponent's place is right, its bias 8 too small */
+    h = _mm_cvtepu8_epi16(b);
+    h = _mm_or_si128(_mm_slli_epi16(_mm_and_si128(h, _mm_set1_epi16(0x80)), 8),
+                     _mm_slli_epi16(_mm_and_si128(h, _mm_set1_epi16(0x7F)), 7));
+    b = _mm_cmpeq_epi16(_mm_and_si128(h, _mm_set1_epi16(0x3F80)), _mm_set1_epi16(0x3F80));
+    h = _mm_or_si128(h, _mm_and_si128(b, _mm_set1_epi16(0x7E00)));
+    return v_mul(_mm256_cvtph_ps(h), v_set1(256));
+}
+
+/* Elements 8 j .. 8 j + 7 of a block of levels and signs; table is scaled. */
+static inline vec v_levels(__m128i nibbles, uint32_t sign, vec table0, vec table1, int32_t j)
+{
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m128i half = j % 2 ? _mm_srli_si128(nibbles, 8) : nibbles;
+    __m256i l = _mm256_cvtepu8_epi32(half), negative;
+    vec v;
+
+    l = j < 2 ? l : _mm256_srli_epi32(l, 4);
+    v = _mm256_blendv_ps(_mm256_permutevar8x32_ps(table0, l), _mm256_permutevar8x32_ps(table1, l),
+                         _mm256_castsi256_ps(_mm256_slli_epi32(l, 28)));
+    negative = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)(sign >> 8 * j)), bit), bit);
+    return _mm256_xor_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(negative, 31)));
+}
+
+/* dst (32) = a block */
+static inline void read_block(float *dst, const uint8_t *level, uint32_t sign, float scale)
+{
+    __m128i nibbles = _mm_loadu_si128((const void *)level);
+    vec table0 = v_mul(v_set1(scale), v_load(dsv2i_kv_level)), table1 = v_mul(v_set1(scale), v_load(dsv2i_kv_level + 8));
+
+    for (int32_t j = 0; j < 4; j++)
+        v_store(dst + 8 * j, v_levels(nibbles, sign, table0, table1, j));
 }
 
 /* Sums of the lanes of four vectors. */

@@ -2,7 +2,7 @@
 #include <immintrin.h>
 #include <math.h>
 
-#include "cpu.h"
+#include "kv_inner.h"
 
 #define LANES 16
 #define DOT_ROWS 4
@@ -65,6 +65,33 @@ static inline vec v_widen_n(const void *p, int32_t dtype, int32_t n)
     if (n >= LANES)
         return v_widen(p, dtype);
     return dtype == DSV2I_F32 ? v_load_n(p, n) : widen_half(_mm256_maskz_loadu_epi16(first(n), p), dtype);
+}
+
+/* LANES codes of a byte: what they stand for. */
+static inline vec v_codes(const uint8_t *code, int32_t kv_type)
+{
+    __m128i b = _mm_loadu_si128((const void *)code);
+    __m256i h = _mm256_cvtepu8_epi16(b), low = _mm256_and_si256(h, _mm256_set1_epi16(0x7F));
+
+    if (kv_type == DSV2I_KV_F8_E5M2)
+        return _mm512_cvtph_ps(_mm256_slli_epi16(h, 8));
+    if (kv_type != DSV2I_KV_F8_E4M3)
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
+    /* as f16 the exponent's place is right, its bias 8 too small */
+    h = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(h, _mm256_set1_epi16(0x80)), 8), _mm256_slli_epi16(low, 7));
+    h = _mm256_or_si256(h, _mm256_maskz_set1_epi16(_mm256_cmpeq_epi16_mask(low, _mm256_set1_epi16(0x7F)), 0x7E00));
+    return v_mul(_mm512_cvtph_ps(h), v_set1(256));
+}
+
+/* dst (32) = a block of levels and signs */
+static inline void read_block(float *dst, const uint8_t *level, uint32_t sign, float scale)
+{
+    const vec table = v_mul(v_set1(scale), v_load(dsv2i_kv_level)), minus = v_set1(-0.0f);
+    __m512i l = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)level)); /* permutexvar takes the low 4 bits */
+    vec low = _mm512_permutexvar_ps(l, table), high = _mm512_permutexvar_ps(_mm512_srli_epi32(l, 4), table);
+
+    v_store(dst, _mm512_mask_xor_ps(low, (__mmask16)sign, low, minus));
+    v_store(dst + LANES, _mm512_mask_xor_ps(high, (__mmask16)(sign >> LANES), high, minus));
 }
 
 /* Sums of the lanes of four vectors. */

@@ -269,7 +269,44 @@ static void rms_norm(float *y, const float *x, const float *w, int32_t n, float 
         v_store_n(y + i, v_mul(v_mul(v_load_n(x + i, n - i), r), v_load_n(w + i, n - i)), n - i);
 }
 
+INLINE void read_codes(float *dst, const uint8_t *code, float scale, int32_t kv_type, int32_t n)
+{
+    uint8_t last[LANES] = { 0 };
+    int32_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        v_store(dst + i, v_mul(v_set1(scale), v_codes(code + i, kv_type)));
+    if (i == n)
+        return;
+    memcpy(last, code + i, (size_t)(n - i));
+    v_store_n(dst + i, v_mul(v_set1(scale), v_codes(last, kv_type)), n - i);
+}
+
+static void read_bytes(float *dst, const uint8_t *code, float scale, int32_t kv_type, int32_t n)
+{
+    if (kv_type == DSV2I_KV_F8_E4M3)
+        read_codes(dst, code, scale, DSV2I_KV_F8_E4M3, n);
+    else if (kv_type == DSV2I_KV_F8_E5M2)
+        read_codes(dst, code, scale, DSV2I_KV_F8_E5M2, n);
+    else
+        read_codes(dst, code, scale, DSV2I_KV_INT8, n);
+}
+
+static void read_levels(float *dst, const uint8_t *level, const uint8_t *sign, float scale, int32_t n)
+{
+    float last[DSV2I_KV_BLOCK];
+    uint32_t signs;
+
+    for (; n > 0; n -= DSV2I_KV_BLOCK, dst += DSV2I_KV_BLOCK, level += DSV2I_KV_BLOCK / 2, sign += 4) {
+        memcpy(&signs, sign, sizeof signs);
+        read_block(n < DSV2I_KV_BLOCK ? last : dst, level, signs, scale);
+        if (n < DSV2I_KV_BLOCK)
+            memcpy(dst, last, (size_t)n * sizeof *last);
+    }
+}
+
 #define INNER_TABLE \
     { \
-        .widen = widen, .dot = dot, .axpy = axpy, .softmax = softmax, .silu_mul = silu_mul, .rms_norm = rms_norm \
+        .widen = widen, .dot = dot, .axpy = axpy, .softmax = softmax, .silu_mul = silu_mul, .rms_norm = rms_norm, \
+        .kv_read = kv_read, .hadamard = hadamard \
     }

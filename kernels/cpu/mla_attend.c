@@ -12,7 +12,7 @@
  * SPDX-License-Identifier: MIT */
 #include <math.h>
 
-#include "cpu.h"
+#include "kv_codec.h"
 
 #define BLOCK DSV2I_PAGE_TOKENS
 #define MAX_HEADS 8 /* per absorbed task */
@@ -49,20 +49,41 @@ size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *s, int32_t n_rows)
     return dsv2i_size_add(absorbed > expanded ? absorbed : expanded, dsv2i_size_mul(BLOCK, width));
 }
 
-/* n keys of a block, one every width floats: the page itself, converted to buf if it is bf16 and many will read it.  Few
- * convert faster on their way. */
+/* n keys of a block, one every width elements: the page itself, or what its records say in buf.  bf16 elements that few will read
+ * convert faster on their way.  Latents of 6BIT are rotated, as `rotated` says. */
 static const void *load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block,
                              int32_t n, int many, float *buf, int32_t *dtype)
 {
-    size_t width = width_of(be->shape);
-    const char *page = (const char *)span->seq->page[block] + (size_t)layer * BLOCK * dsv2i_kv_bytes(be->shape, span->seq->kv_type);
+    int32_t kv_type = span->seq->kv_type, rank = be->shape->kv_lora_rank, rope = be->shape->qk_rope_head_dim;
+    size_t bytes = dsv2i_kv_record(kv_type, rank, rope).bytes;
+    const char *page = (const char *)span->seq->page[block] + (size_t)layer * BLOCK * bytes;
 
-    *dtype = span->seq->kv_type == DSV2I_KV_F32 ? DSV2I_F32 : DSV2I_BF16;
-    if (*dtype == DSV2I_F32 || !many)
+    *dtype = kv_type == DSV2I_KV_BF16 && !many ? DSV2I_BF16 : DSV2I_F32;
+    if (kv_type == DSV2I_KV_F32 || *dtype == DSV2I_BF16)
         return page;
-    be->inner.widen(buf, page, *dtype, (size_t)n * width);
-    *dtype = DSV2I_F32;
+    if (kv_type == DSV2I_KV_BF16)
+        be->inner.widen(buf, page, DSV2I_BF16, (size_t)n * width_of(be->shape));
+    else
+        be->inner.kv_read(buf, page, kv_type, rank, rope, n);
     return buf;
+}
+
+static int rotated(const struct span *span)
+{
+    return span->seq->kv_type == DSV2I_KV_6BIT;
+}
+
+/* H D x, and back D H y. */
+static void rotate(const struct dsv2i_cpu *be, float *x)
+{
+    dsv2i_kv_negate(x, be->shape->kv_lora_rank);
+    be->inner.hadamard(x, be->shape->kv_lora_rank);
+}
+
+static void rotate_back(const struct dsv2i_cpu *be, float *y)
+{
+    be->inner.hadamard(y, be->shape->kv_lora_rank);
+    dsv2i_kv_negate(y, be->shape->kv_lora_rank);
 }
 
 /* Softmax state of a row and head. */
@@ -100,6 +121,8 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
             memcpy(qa + ((size_t)r * tile + (size_t)h) * w + rank, q + (size_t)r * ldq + h * (nope + rope) + nope,
                    (size_t)rope * sizeof *q);
     }
+    for (int32_t i = 0; rotated(span) && i < n_rows * n_heads; i++)
+        rotate(be, qa + (size_t)i * w);
     start_state(max, sum, n_rows * n_heads);
     memset(sum_c, 0, (size_t)(n_rows * n_heads) * (size_t)rank * sizeof *sum_c);
     for (int32_t block = 0; block * BLOCK <= last; block++) {
@@ -128,6 +151,8 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     for (int32_t i = 0; i < n_rows * n_heads; i++)
         for (int32_t k = 0; k < rank; k++)
             sum_c[(size_t)i * (size_t)rank + (size_t)k] /= sum[i];
+    for (int32_t i = 0; rotated(span) && i < n_rows * n_heads; i++)
+        rotate_back(be, sum_c + (size_t)i * (size_t)rank);
     for (int32_t h = 0; h < n_heads; h++)
         for (int32_t r = 0; r < n_rows; r += TILE_ROWS) {
             int32_t m = dsv2i_min(TILE_ROWS, n_rows - r);
@@ -180,6 +205,8 @@ static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
         int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK), dtype, m;
         const float *c = load_keys(be, span, a->layer, block, n_keys, 1, latent, &dtype);
 
+        for (int32_t i = 0; rotated(span) && i < n_keys; i++)
+            rotate_back(be, latent + (size_t)i * w);
         expand(be, thread, key, (size_t)head, c, n_keys, kv_b, h * (nope + v), nope);
         expand(be, thread, value, (size_t)v, c, n_keys, kv_b, h * (nope + v) + nope, v);
         for (int32_t i = 0; i < n_keys; i++)

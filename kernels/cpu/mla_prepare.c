@@ -2,7 +2,7 @@
  * and write both to the row's page.  Pairs are interleaved, (x[2i], x[2i+1]), as the checkpoint stores them.
  *
  * SPDX-License-Identifier: MIT */
-#include "cpu.h"
+#include "kv_codec.h"
 
 #define LATENT_EPS 1e-6f /* the published code's constructor default, whatever the config says */
 
@@ -23,16 +23,6 @@ static void rotate(float *to, const float *x, const float *cs, int32_t n)
     }
 }
 
-/* Round to nearest even; a NaN stays one. */
-static uint16_t bf16(float f)
-{
-    uint32_t u = dsv2i_f32_bits(f);
-
-    if ((u & 0x7FFFFFFF) > 0x7F800000)
-        return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
-}
-
 static void prepare_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int32_t thread)
 {
     const struct prepare *a = arg;
@@ -46,17 +36,13 @@ static void prepare_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int3
     float *kv = dsv2i_thread_free(be, thread);
     const struct dsv2i_seq *seq = &b->seqs[b->seq[row]];
     size_t slot = (size_t)a->layer * DSV2I_PAGE_TOKENS + (size_t)(pos % DSV2I_PAGE_TOKENS);
-    void *at = (char *)seq->page[pos / DSV2I_PAGE_TOKENS] + slot * dsv2i_kv_bytes(s, seq->kv_type);
+    size_t bytes = dsv2i_kv_record(seq->kv_type, s->kv_lora_rank, rope).bytes;
 
     for (int32_t h = 0; h < s->num_attention_heads; h++, q += head)
         rotate(q, q, cs, rope);
     be->inner.rms_norm(kv, kva, a->mla->kv_a_norm, s->kv_lora_rank, LATENT_EPS);
     rotate(kv + s->kv_lora_rank, kva + s->kv_lora_rank, cs, rope);
-    if (seq->kv_type == DSV2I_KV_F32)
-        memcpy(at, kv, (size_t)width * sizeof *kv);
-    else
-        for (int32_t i = 0; i < width; i++)
-            ((uint16_t *)at)[i] = bf16(kv[i]);
+    dsv2i_kv_write(&be->inner, (char *)seq->page[pos / DSV2I_PAGE_TOKENS] + slot * bytes, kv, seq->kv_type, s->kv_lora_rank, rope);
 }
 
 void dsv2i_op_mla_prepare(struct dsv2i_backend *base, float *q, const float *kva, const struct dsv2i_mla *mla,

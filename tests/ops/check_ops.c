@@ -428,6 +428,7 @@ int main(int argc, char **argv)
     check_norm(2, 7, 3, 1);
     check_norm(1, 1, 0, 1);
     check_routing();
+    check_kv();
     check_attention();
     close_variants();
     printf("%d checks, %d failed, %.1f s of processor time\n", n_checks, n_failed,

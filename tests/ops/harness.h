@@ -58,6 +58,7 @@ void close_to(const char *name, const float *got, const double *want, size_t n, 
 void same_bits(const char *name, const float *got, const float *want, size_t n);
 
 void check_attention(void);
+void check_kv(void);
 void check_routing(void);
 void bench(void);
 

@@ -22,6 +22,102 @@ static double f16(uint16_t h)
     return h & 0x8000 ? -v : v;
 }
 
+double ref_kv_code(uint8_t code, int kv_type)
+{
+    int e4m3 = kv_type == DSV2I_KV_F8_E4M3, digits = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15;
+    int e = (code & 0x7F) >> digits, m = code & ((1 << digits) - 1);
+    double v = e ? ldexp((1 << digits) + m, e - bias - digits) : ldexp(m, 1 - bias - digits);
+
+    if (kv_type == DSV2I_KV_INT8)
+        return code < 128 ? code : code - 256;
+    if (e4m3 ? (code & 0x7F) == 0x7F : e == 31)
+        v = !e4m3 && m == 0 ? INFINITY : NAN;
+    return code & 0x80 ? -v : v;
+}
+
+/* Lloyd's iteration: levels in the middle of their intervals' mass, borders in the middle between levels. */
+double ref_kv_level(int i)
+{
+    static double level[16], last[16];
+
+    if (level[0] == 0) {
+        for (int k = 0; k < 16; k++)
+            level[k] = 0.2 * (k + 0.5);
+        while (memcmp(level, last, sizeof level) != 0) {
+            double low = 0;
+
+            memcpy(last, level, sizeof last);
+            for (int k = 0; k < 16; k++) {
+                double high = k < 15 ? (last[k] + last[k + 1]) / 2 : 40;
+
+                level[k] = sqrt(2 / acos(-1)) * (exp(-low * low / 2) - exp(-high * high / 2));
+                level[k] /= erfc(low / sqrt(2)) - erfc(high / sqrt(2));
+                if (fabs(level[k] - last[k]) < 1e-14)
+                    level[k] = last[k];
+                low = high;
+            }
+        }
+    }
+    return level[i];
+}
+
+static int parity(int i)
+{
+    int n = 0;
+
+    for (; i; i /= 2)
+        n ^= i & 1;
+    return n;
+}
+
+void ref_hadamard(double *y, const double *x, int n, int signed_columns, int signed_rows)
+{
+    for (int i = 0; i < n; i++) {
+        double sum = 0;
+
+        for (int j = 0; j < n; j++)
+            sum += (parity(i & j) ^ (signed_columns && parity(j & j / 2)) ? -1 : 1) * x[j];
+        y[i] = signed_rows && parity(i & i / 2) ? -sum : sum;
+    }
+}
+
+/* From kv_page.h's text. */
+void ref_kv_read(double *kv, const void *record, int kv_type, int rank, int rope)
+{
+    const uint8_t *byte = record;
+    int n_codes = rank, key = rank, blocks = (rank + 31) / 32, n = 1;
+    double *y;
+    float scale[2];
+
+    if (kv_type == DSV2I_KV_BF16 || kv_type == DSV2I_KV_F32) {
+        for (int i = 0; i < rank + rope; i++)
+            kv[i] = kv_type == DSV2I_KV_F32 ? (double)((const float *)record)[i] : ref_bf16(((const uint16_t *)record)[i]);
+        return;
+    }
+    if (kv_type == DSV2I_KV_6BIT) {
+        n_codes = 0;
+        key = 20 * blocks;
+    }
+    memcpy(scale, byte + (key + rope + 3) / 4 * 4, sizeof scale);
+    for (int i = 0; i < n_codes; i++)
+        kv[i] = ref_kv_code(byte[i], kv_type) * (double)scale[0];
+    for (int i = 0; i < rope; i++)
+        kv[rank + i] = ref_kv_code(byte[key + i], kv_type == DSV2I_KV_6BIT ? DSV2I_KV_INT8 : kv_type) * (double)scale[1];
+    if (n_codes)
+        return;
+    y = calloc((size_t)rank, sizeof *y);
+    for (int i = 0; i < rank; i++) {
+        int block = i / 32, in = i % 32, level = byte[16 * block + in % 16] / (in < 16 ? 1 : 16) % 16;
+
+        y[i] = (double)scale[0] * (byte[16 * blocks + 4 * block + in / 8] >> in % 8 & 1 ? -1 : 1) * ref_kv_level(level);
+    }
+    while (rank % (2 * n) == 0)
+        n *= 2;
+    for (int i = 0; i < rank; i += n)
+        ref_hadamard(kv + i, y + i, n, 0, 1);
+    free(y);
+}
+
 double ref_value(const struct dsv2i_weight *w, size_t i)
 {
     switch (w->dtype) {

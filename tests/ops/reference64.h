@@ -9,6 +9,15 @@
 double ref_value(const struct dsv2i_weight *w, size_t i);
 double ref_bf16(uint16_t h);
 
+/* The number of a code of KV page type F8_E4M3, F8_E5M2 or INT8. */
+double ref_kv_code(uint8_t code, int kv_type);
+/* Level i of 16 of a 32-level Lloyd-Max quantizer of the normal distribution. */
+double ref_kv_level(int i);
+/* y (n) = H x, Sylvester's Hadamard matrix, n a power of two; and the same with Rudin-Shapiro signs on the columns (D) or rows. */
+void ref_hadamard(double *y, const double *x, int n, int signed_columns, int signed_rows);
+/* What a record of a KV page says: kv (rank + rope). */
+void ref_kv_read(double *kv, const void *record, int kv_type, int rank, int rope);
+
 void ref_rms_norm(double *y, const double *x, const double *w, int n, double eps);
 /* y (rows of w) = w x */
 void ref_linear(double *y, const double *x, const struct dsv2i_weight *w);

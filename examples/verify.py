@@ -61,13 +61,23 @@ def verify_ids(folder, model, extra):
     report("text from ids", f"{len(texts)} texts", f"first that differs: {wrong[0]!r}" if wrong else "all equal", not wrong)
 
 
+def template_source(folder, config):
+    """The template that Transformers takes: a file of its own comes first; of a list, "default"."""
+    file, source = folder / "chat_template.jinja", config.get("chat_template")
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    if isinstance(source, list):
+        return {named["name"]: named["template"] for named in source}.get("default")
+    return source
+
+
 def verify_template(folder, model):
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    source = config.get("chat_template")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    source = template_source(folder, config)
     if not source:
-        print("  -     chat template                             none in tokenizer_config.json")
+        print("  -     chat template                             the checkpoint has none")
         return
     template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
     problems = []

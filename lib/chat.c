@@ -1,4 +1,4 @@
-/* Chat templates of the family, recognised from tokenizer_config.json and rendered in C.
+/* Chat templates of the family, recognised in tokenizer_config.json or chat_template.jinja and rendered in C.
  * SPDX-License-Identifier: MIT
  *
  * A checkpoint's template is a Jinja program.  None is run here: it is compared with the programs that are known, and those have a C
@@ -14,6 +14,7 @@
 
 struct dsv2i_chat {
     const struct dsv2i_hooks *mem;
+    const char *config, *file; /* names: where the special tokens stand, where the template does */
     int32_t kind;
     char *bos, *eos;
 };
@@ -60,7 +61,7 @@ static const char v25_template[] =
 
 static int is_blank(char c)
 {
-    return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+    return c == ' ' || c == '\t' || c == '\n';
 }
 
 static int is_name(char c)
@@ -122,6 +123,20 @@ static size_t put_literal(const char **p, const char *end, char *out)
     return n;
 }
 
+/* A template with its lines ended by "\n", as Jinja reads it; 0: it has a byte that the canonical form keeps for itself. */
+static size_t put_lines(const char *text, size_t n, char *out)
+{
+    size_t used = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if ((unsigned char)text[i] <= 3)
+            return 0;
+        if (text[i] != '\n' || !i || text[i - 1] != '\r')
+            out[used++] = text[i] == '\r' ? '\n' : text[i];
+    }
+    return used;
+}
+
 /* The canonical form of a template in out, which has room for 3 * n + 8 bytes; 0: it is not well-formed for this reader. */
 static size_t canonical(const char *text, size_t n, char *out)
 {
@@ -158,7 +173,7 @@ static size_t canonical(const char *text, size_t n, char *out)
             p = close + 2;
             continue;
         }
-        out[used++] = kind == '{' ? 1 : 2; /* bytes that no template has */
+        out[used++] = kind == '{' ? 1 : 2; /* bytes that put_lines lets through in no template */
         for (p = inside;;) {
             char close = kind == '{' ? '}' : '%';
 
@@ -174,7 +189,7 @@ static size_t canonical(const char *text, size_t n, char *out)
                 p += 3;
                 break;
             }
-            if (p >= end || (unsigned char)*p < 3)
+            if (p >= end)
                 return 0;
             if (*p == '\'' || *p == '"') {
                 size_t literal = put_literal(&p, end, out + used);
@@ -194,18 +209,21 @@ static size_t canonical(const char *text, size_t n, char *out)
     }
 }
 
-static dsv2_status recognise(struct dsv2i_chat *c, const char *file, const char *text)
+static dsv2_status recognise(struct dsv2i_chat *c, const char *file, const char *text, size_t n)
 {
     static const struct {
         const char *text;
         int32_t kind;
     } known[] = {{v2_template, DSV2_CHAT_V2}, {v25_template, DSV2_CHAT_V25}};
-    size_t n = strlen(text), used, longest = sizeof v25_template;
-    char *given = n < SIZE_MAX / 8 ? dsv2i_alloc(c->mem, 3 * n + 8, 1) : NULL, *form = dsv2i_alloc(c->mem, 3 * longest + 8, 1);
+    size_t used, longest = sizeof v25_template;
+    char *given = n < SIZE_MAX / 8 ? dsv2i_alloc(c->mem, 4 * n + 8, 1) : NULL, *form = dsv2i_alloc(c->mem, 3 * longest + 8, 1);
 
+    c->file = file;
     c->kind = DSV2_CHAT_UNKNOWN;
     if (given && form) {
-        used = canonical(text, n, given);
+        char *lines = given + 3 * n + 8;
+
+        used = canonical(lines, put_lines(text, n, lines), given);
         for (size_t i = 0; i < sizeof known / sizeof *known && used; i++)
             if (canonical(known[i].text, strlen(known[i].text), form) == used && !memcmp(form, given, used))
                 c->kind = known[i].kind;
@@ -243,7 +261,7 @@ static dsv2_status read_template(struct dsv2i_chat *c, const char *file, const c
     if (!node || cJSON_IsNull(node))
         return DSV2_OK;
     if (cJSON_IsString(node))
-        return recognise(c, file, node->valuestring);
+        return recognise(c, file, node->valuestring, strlen(node->valuestring));
     if (!cJSON_IsArray(node))
         return dsv2i_fail(DSV2_ERR_FORMAT, "%s: chat_template: %s: a string or a list is needed", file,
                           dsv2i_json_show(show, sizeof show, node));
@@ -257,7 +275,15 @@ static dsv2_status read_template(struct dsv2i_chat *c, const char *file, const c
             chosen = text;
     }
     c->kind = DSV2_CHAT_UNKNOWN;
-    return chosen ? recognise(c, file, chosen->valuestring) : DSV2_OK;
+    return chosen ? recognise(c, file, chosen->valuestring, strlen(chosen->valuestring)) : DSV2_OK;
+}
+
+static dsv2_status check_special(const struct dsv2i_chat *c)
+{
+    if ((c->kind == DSV2_CHAT_V2 || c->kind == DSV2_CHAT_V25) && (!c->bos || !c->eos))
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is missing, and the chat template needs it", c->config,
+                          c->bos ? "eos_token" : "bos_token");
+    return DSV2_OK;
 }
 
 static dsv2_status read_config(struct dsv2i_chat *c, const char *file, const cJSON *root)
@@ -267,10 +293,7 @@ static dsv2_status read_config(struct dsv2i_chat *c, const char *file, const cJS
     DSV2I_TRY(read_special(c, file, root, "bos_token", &c->bos));
     DSV2I_TRY(read_special(c, file, root, "eos_token", &c->eos));
     DSV2I_TRY(read_template(c, file, dsv2i_json_get(root, "chat_template")));
-    if ((c->kind == DSV2_CHAT_V2 || c->kind == DSV2_CHAT_V25) && (!c->bos || !c->eos))
-        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is missing, and the chat template needs it", file,
-                          c->bos ? "eos_token" : "bos_token");
-    return DSV2_OK;
+    return check_special(c);
 }
 
 dsv2_status dsv2i_chat_parse(const struct dsv2i_hooks *mem, const char *file, const char *text, size_t n,
@@ -284,6 +307,7 @@ dsv2_status dsv2i_chat_parse(const struct dsv2i_hooks *mem, const char *file, co
     if (!c)
         return dsv2i_fail(DSV2_ERR_NOMEM, "%s: no memory", file);
     c->mem = mem;
+    c->config = c->file = file;
     c->kind = DSV2_CHAT_NONE;
     if (text) {
         status = dsv2i_json_parse(file, text, n, &root);
@@ -296,6 +320,16 @@ dsv2_status dsv2i_chat_parse(const struct dsv2i_hooks *mem, const char *file, co
     else
         *out = c;
     return status;
+}
+
+dsv2_status dsv2i_chat_override(struct dsv2i_chat *c, const char *file, const char *text, size_t n)
+{
+    size_t valid = dsv2i_utf8_valid(text, n);
+
+    if (valid < n)
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: byte %zu: invalid UTF-8, byte 0x%02X", file, valid, (unsigned char)text[valid]);
+    DSV2I_TRY(recognise(c, file, text, n));
+    return check_special(c);
 }
 
 void dsv2i_chat_free(struct dsv2i_chat *c)
@@ -428,10 +462,10 @@ static dsv2_status check(const struct conversation *v)
     size_t total = 0;
 
     if (v->chat->kind == DSV2_CHAT_NONE)
-        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "tokenizer_config.json: chat_template: the checkpoint has none");
+        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: chat_template: the checkpoint has none", v->chat->file);
     if (v->chat->kind == DSV2_CHAT_UNKNOWN)
-        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "tokenizer_config.json: chat_template: it is none of those that this library knows; "
-                                                "render it yourself and tokenize the text");
+        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: chat_template: it is none of those that this library knows; "
+                                                "render it yourself and tokenize the text", v->chat->file);
     for (size_t i = 0; i < v->n; i++) {
         const dsv2_chat_message *m = message_at(v, i);
         size_t valid;

@@ -1,4 +1,4 @@
-/* Chat templates of the family, recognised from tokenizer_config.json and rendered in C.
+/* Chat templates of the family, recognised in tokenizer_config.json or chat_template.jinja and rendered in C.
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_CHAT_H
 #define DSV2I_CHAT_H
@@ -7,9 +7,11 @@
 
 struct dsv2i_chat;
 
-/* text NULL: no tokenizer_config.json.  Reads chat_template, bos_token, eos_token. */
+/* text NULL: no tokenizer_config.json.  Reads chat_template, bos_token, eos_token.  file is not copied. */
 dsv2_status dsv2i_chat_parse(const struct dsv2i_hooks *mem, const char *file, const char *text, size_t n,
                              struct dsv2i_chat **out);
+/* The template in a file of its own, as Transformers 5 writes it: it takes the place of the one in tokenizer_config.json. */
+dsv2_status dsv2i_chat_override(struct dsv2i_chat *c, const char *file, const char *text, size_t n);
 void dsv2i_chat_free(struct dsv2i_chat *c);
 int32_t dsv2i_chat_kind(const struct dsv2i_chat *c); /* DSV2_CHAT_* */
 dsv2_status dsv2i_chat_apply(const struct dsv2i_chat *c, const dsv2_chat_message *messages, size_t message_size,

@@ -19,6 +19,7 @@
 
 #define MAX_CONFIG (1 << 20)
 #define MAX_TOKENIZER_CONFIG (16 << 20)
+#define MAX_CHAT_TEMPLATE (1 << 20)
 #define MAX_TOKENIZER (64 << 20)
 #define READ_PIECE (8 << 20) /* bytes between two calls of the progress callback */
 
@@ -436,6 +437,17 @@ static dsv2_status place_weights(struct loader *l)
 
 /* ---- Small files and facts ------------------------------------------------------------------------------------------- */
 
+/* *text NULL: there is no such file. */
+static dsv2_status load_optional(struct loader *l, const char *name, size_t max, char **text, size_t *n)
+{
+    int exists;
+
+    *text = NULL;
+    *n = 0;
+    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
+    return exists ? dsv2i_files_load(&l->files, name, max, text, n) : DSV2_OK;
+}
+
 static dsv2_status load_config(struct loader *l)
 {
     static const char name[] = "generation_config.json";
@@ -443,56 +455,60 @@ static dsv2_status load_config(struct loader *l)
     dsv2_status status;
     char *text;
     size_t n;
-    int exists;
 
     DSV2I_TRY(dsv2i_files_load(&l->files, "config.json", MAX_CONFIG, &text, &n));
     status = dsv2i_config_parse("config.json", text, n, &m->config);
     dsv2i_free(l->mem, text);
     DSV2I_TRY(status);
     dsv2i_generation_default(&m->config, &m->generation);
-    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
-    if (!exists)
-        return DSV2_OK;
-    DSV2I_TRY(dsv2i_files_load(&l->files, name, MAX_CONFIG, &text, &n));
-    status = dsv2i_generation_parse(name, text, n, &m->config, &m->generation);
+    DSV2I_TRY(load_optional(l, name, MAX_CONFIG, &text, &n));
+    status = text ? dsv2i_generation_parse(name, text, n, &m->config, &m->generation) : DSV2_OK;
     dsv2i_free(l->mem, text);
     return status;
 }
 
-/* tokenizer_config.json is text, or NULL. */
+/* config is the text of tokenizer_config.json, or NULL. */
+static dsv2_status load_chat(struct loader *l, const char *config, size_t n_config)
+{
+    static const char name[] = "chat_template.jinja";
+    dsv2_status status;
+    char *text;
+    size_t n;
+
+    DSV2I_TRY(dsv2i_chat_parse(l->mem, "tokenizer_config.json", config, n_config, &l->m->chat));
+    DSV2I_TRY(load_optional(l, name, MAX_CHAT_TEMPLATE, &text, &n));
+    status = text ? dsv2i_chat_override(l->m->chat, name, text, n) : DSV2_OK;
+    dsv2i_free(l->mem, text);
+    return status;
+}
+
 static dsv2_status load_tokenizer(struct loader *l, const char *config, size_t n_config)
 {
-    static const char name[] = "tokenizer.json", config_name[] = "tokenizer_config.json";
+    static const char name[] = "tokenizer.json";
     dsv2_model *m = l->m;
     dsv2_status status;
     char *text;
     size_t n;
-    int exists;
 
-    DSV2I_TRY(dsv2i_chat_parse(l->mem, config_name, config, n_config, &m->chat));
-    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
-    if (!exists)
-        return DSV2_OK;
-    DSV2I_TRY(dsv2i_files_load(&l->files, name, MAX_TOKENIZER, &text, &n));
-    status = dsv2i_tokenizer_parse(l->mem, name, text, n, config_name, config, n_config, m->config.shape.vocab_size,
-                                   m->config.bos_token_id, &m->tokenizer);
+    DSV2I_TRY(load_optional(l, name, MAX_TOKENIZER, &text, &n));
+    status = text ? dsv2i_tokenizer_parse(l->mem, name, text, n, "tokenizer_config.json", config, n_config,
+                                          m->config.shape.vocab_size, m->config.bos_token_id, &m->tokenizer)
+                  : DSV2_OK;
     dsv2i_free(l->mem, text);
     return status;
 }
 
 static dsv2_status load_text_files(struct loader *l)
 {
-    static const char name[] = "tokenizer_config.json";
     dsv2_status status;
-    char *text = NULL;
-    size_t n = 0;
-    int exists;
+    char *config;
+    size_t n;
 
-    DSV2I_TRY(dsv2i_files_exists(&l->files, name, &exists));
-    if (exists)
-        DSV2I_TRY(dsv2i_files_load(&l->files, name, MAX_TOKENIZER_CONFIG, &text, &n));
-    status = load_tokenizer(l, text, n);
-    dsv2i_free(l->mem, text);
+    DSV2I_TRY(load_optional(l, "tokenizer_config.json", MAX_TOKENIZER_CONFIG, &config, &n));
+    status = load_chat(l, config, n);
+    if (status == DSV2_OK)
+        status = load_tokenizer(l, config, n);
+    dsv2i_free(l->mem, config);
     return status;
 }
 

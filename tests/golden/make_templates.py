@@ -4,13 +4,18 @@
 
 templates.json   {name: {"chat_template", "bos_token", "eos_token"}}, as in tokenizer_config.json
 renderings.jsonl one case a line: {"template", "messages", "add_generation_prompt", "plain", "expected"}
+files.jsonl      folders with a chat_template.jinja: {"case", "tokenizer_config", "chat_template", "renderings"}; the first two are those
+                 files' texts, the last what a tokenizer loaded from the folder renders: [{"messages", "add_generation_prompt", "expected"}]
 """
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 OUT = Path(__file__).parent / "template"
@@ -111,6 +116,40 @@ def render(name: str, messages: list[Message], generate: bool) -> str | None:
         return None
 
 
+def save(folder: Path, template: object, **options: bool) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token=BOS, eos_token=EOS, chat_template=template)
+    tokenizer.save_pretrained(folder, **options)
+
+
+def file_cases() -> list[dict[str, Any]]:
+    """The template in a file of its own: as Transformers saves it, beside other ones in tokenizer_config.json, with other line ends."""
+    def lines(template: str) -> str:  # a line per tag, as people write it
+        return template.replace("%}{", "%}\n{").replace("\n{{", "\n    {{-").replace("}}{%", "}}{# a note -#}\n{%")
+
+    named = [{"name": "default", "template": V2}, {"name": "tool_use", "template": V25}]
+    cases = [  # in tokenizer_config.json; in chat_template.jinja, None: as saved
+        ("v2 as saved", V2, None), ("v2.5 as saved", V25, None), ("two as saved", {"default": V25, "tool_use": V2}, None),
+        ("v2.5 over v2", V2, V25), ("v2 over v2.5", V25, V2), ("v2.5 over named", named, V25), ("v2 over unknown", "{{ messages }}", V2),
+        ("v2 in lines", None, lines(V2)), ("v2.5 in lines", None, lines(V25)), ("v2 in CR LF", None, lines(V2).replace("\n", "\r\n")),
+        ("v2.5 in CR", None, lines(V25).replace("\n", "\r")), ("a line feed at the end", V25, V2 + "\n"),
+        ("line feeds in quotes as CR LF", V25, V2.replace("\\n", "\r\n")),
+    ]
+    made = []
+    for name, config, template in cases:
+        with tempfile.TemporaryDirectory() as tmp:
+            folder = Path(tmp)
+            save(folder, config, save_jinja_files=template is None)
+            if template is not None:
+                (folder / "chat_template.jinja").write_bytes(template.encode())
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            made.append({
+                "case": name, "tokenizer_config": (folder / "tokenizer_config.json").read_text(),
+                "chat_template": (folder / "chat_template.jinja").read_bytes().decode(),
+                "renderings": [{"messages": messages, "add_generation_prompt": generate, "expected": tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=generate)} for messages in CONVERSATIONS[1:4] for generate in (False, True)]})
+    return made
+
+
 def check() -> None:
     """Published byte counts and contents of four renderings in either form."""
     cases = [(CONVERSATIONS[0], True), (CONVERSATIONS[1], True), (CONVERSATIONS[2], True), (CONVERSATIONS[3], False)]
@@ -146,6 +185,7 @@ def main() -> None:
                 lines.append(json.dumps({"template": name, "messages": messages, "add_generation_prompt": generate,
                                          "plain": plain, "expected": render(name, messages, generate)}, ensure_ascii=False))
     (OUT / "renderings.jsonl").write_text("\n".join(lines) + "\n")
+    (OUT / "files.jsonl").write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in file_cases()))
     print(f"{len(lines)} renderings of {len(CONVERSATIONS)} conversations; published bytes agree")
 
 

@@ -790,6 +790,11 @@ static void test_missing_files(void **state)
     ck_put(&f, "config.json", big, 0);
     refuse(&f, "empty config.json", DSV2_ERR_FORMAT, "config.json: byte 0", NULL);
     ck_files_free(&f);
+
+    ck_build(&c, &f);
+    ck_put(&f, "chat_template.jinja", big, (1 << 20) + 1);
+    refuse(&f, "large chat_template.jinja", DSV2_ERR_LIMIT, "chat_template.jinja", "1048577", NULL);
+    ck_files_free(&f);
     ck_free(&c);
     free(big);
 }
@@ -809,6 +814,8 @@ static void test_tokenizer_files(void **state)
         {"tokenizer_config.json", "", {"byte 0", ""}},
         {"tokenizer_config.json", "{\"chat_template\": 1e999}", {"byte 18", "1e999"}},
         {"tokenizer_config.json", "[1]", {"", ""}},
+        {"chat_template.jinja", "{{ bos_token }}\xFFUser", {"byte 15", "0xFF"}},
+        {"chat_template.jinja", "\xE4\xBD", {"byte 0", "0xE4"}},
     };
     struct ck c;
     struct ck_files f;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <cjson/cJSON.h>
 #include <cmocka.h>
 
 #include "checkpoint.h"
@@ -576,6 +577,91 @@ static void test_read_is_a_copy(void **state)
     ck_free(&c);
 }
 
+/* ---- chat_template.jinja: what Transformers renders from such folders (tests/golden/template/files.jsonl) */
+
+static void assert_renderings(dsv2_model *m, const cJSON *of)
+{
+    const char *name = cJSON_GetObjectItem(of, "case")->valuestring;
+    const cJSON *rendering, *item;
+
+    cJSON_ArrayForEach(rendering, cJSON_GetObjectItem(of, "renderings")) {
+        uint32_t flags = cJSON_IsTrue(cJSON_GetObjectItem(rendering, "add_generation_prompt")) ? DSV2_CHAT_GENERATE : 0;
+        dsv2_chat_message messages[8];
+        char text[1024];
+        size_t n = 0, n_text;
+
+        cJSON_ArrayForEach(item, cJSON_GetObjectItem(rendering, "messages")) {
+            const char *content = cJSON_GetObjectItem(item, "content")->valuestring;
+
+            assert_true(n < 8);
+            messages[n++] = (dsv2_chat_message){cJSON_GetObjectItem(item, "role")->valuestring, content, strlen(content)};
+        }
+        if (dsv2_chat_apply(m, messages, sizeof *messages, n, flags, text, sizeof text - 1, &n_text) != DSV2_OK)
+            fail_msg("%s: %s", name, dsv2_last_error());
+        text[n_text] = 0;
+        if (strcmp(text, cJSON_GetObjectItem(rendering, "expected")->valuestring))
+            fail_msg("%s: %s", name, text);
+    }
+}
+
+static void test_template_file(void **state)
+{
+    FILE *file = fopen(TEST_ROOT "/tests/golden/template/files.jsonl", "r");
+    char *line = NULL;
+    size_t room = 0, cases = 0;
+    struct ck c;
+    struct ck_files f;
+
+    (void)state;
+    assert_non_null(file);
+    ck_init(&c, 'A');
+    for (; getline(&line, &room, file) > 0; cases++) {
+        cJSON *of = cJSON_Parse(line);
+        const char *config = cJSON_GetObjectItem(of, "tokenizer_config")->valuestring;
+        const char *template = cJSON_GetObjectItem(of, "chat_template")->valuestring;
+
+        ck_build(&c, &f);
+        ck_put(&f, "tokenizer_config.json", config, strlen(config));
+        ck_put(&f, "chat_template.jinja", template, strlen(template));
+        for (int way = 0; way < CK_WAYS; way++) {
+            dsv2_model *m = load(&f, way);
+
+            assert_renderings(m, of);
+            dsv2_model_free(m);
+        }
+        ck_files_free(&f);
+        cJSON_Delete(of);
+    }
+    assert_true(cases >= 10);
+    free(line);
+    fclose(file);
+    ck_free(&c);
+}
+
+/* A file that is none of the known templates hides the one in tokenizer_config.json, and is named. */
+static void test_unknown_template_file(void **state)
+{
+    dsv2_model_info info = {.struct_size = sizeof info};
+    dsv2_chat_message message = {"user", "hi", 2};
+    struct ck c;
+    struct ck_files f;
+    dsv2_model *m;
+    size_t n;
+
+    (void)state;
+    ck_init(&c, 'A');
+    ck_build(&c, &f);
+    ck_put(&f, "chat_template.jinja", "{{ messages }}", 14);
+    m = load(&f, CK_READER);
+    assert_int_equal(dsv2_chat_apply(m, &message, sizeof message, 1, 0, NULL, 0, &n), DSV2_ERR_UNSUPPORTED);
+    assert_non_null(strstr(dsv2_last_error(), "chat_template.jinja: "));
+    dsv2_model_free(m);
+    assert_int_equal(dsv2_model_inspect(ctx, ck_folder(&f), NULL, NULL, &info, NULL), DSV2_OK);
+    assert_int_equal(info.chat_template, DSV2_CHAT_UNKNOWN);
+    ck_files_free(&f);
+    ck_free(&c);
+}
+
 /* ---- Failures of the caller's functions */
 
 struct failing {
@@ -693,6 +779,8 @@ static void test_allocation_failures(void **state)
         c.header_rest = shards ? 0 : 1;
         ck_build(&c, &f);
         ck_put(&f, "generation_config.json", "{}", 2);
+        ck_put(&f, "tokenizer_config.json", "{\"bos_token\": \"a\"}", 18);
+        ck_put(&f, "chat_template.jinja", "{{ messages }}", 14);
         for (int way = 0; way < CK_WAYS; way++) {
             for (long at = 1;; at++) {
                 long alive = heap.alive;
@@ -741,7 +829,8 @@ int main(void)
         cmocka_unit_test(test_norm_values), cmocka_unit_test(test_misaligned), cmocka_unit_test(test_fused_experts),
         cmocka_unit_test(test_variants), cmocka_unit_test(test_inspect_releases), cmocka_unit_test(test_memory),
         cmocka_unit_test(test_info), cmocka_unit_test(test_progress), cmocka_unit_test(test_shrinking),
-        cmocka_unit_test(test_read_is_a_copy), cmocka_unit_test(test_reader_errors), cmocka_unit_test(test_params),
+        cmocka_unit_test(test_read_is_a_copy), cmocka_unit_test(test_template_file),
+        cmocka_unit_test(test_unknown_template_file), cmocka_unit_test(test_reader_errors), cmocka_unit_test(test_params),
         cmocka_unit_test(test_allocation_failures),
     };
 

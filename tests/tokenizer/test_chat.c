@@ -144,6 +144,10 @@ static void test_variants(void **state)
         {"'\\n\\n'", "'\\n'", DSV2_CHAT_UNKNOWN}, {"{% endif %}{% endfor %}", "{% endif %}", DSV2_CHAT_UNKNOWN}, {"%}", "%", DSV2_CHAT_UNKNOWN},
         {"not add", "notadd", DSV2_CHAT_UNKNOWN}, {"in messages", "in  messages", DSV2_CHAT_V2}, {"'system'", "'sys' 'tem'", DSV2_CHAT_UNKNOWN},
         {"message['content']", "message['content'] | trim", DSV2_CHAT_UNKNOWN}, {"message['content']", "message['con\\tent']", DSV2_CHAT_UNKNOWN},
+        {"%}{%", "%}\r\n{%", DSV2_CHAT_V2}, {"%}{%", "%}\r{%", DSV2_CHAT_V2}, {"%}{%", "%}\n\r{%", DSV2_CHAT_UNKNOWN},
+        {"'\\n\\n'", "'\r\n\r\n'", DSV2_CHAT_V2}, {"'\\n\\n'", "'\\r\\n\\r\\n'", DSV2_CHAT_UNKNOWN},
+        /* bytes that the canonical form keeps for itself */
+        {"{{ bos_token }}", "\1bos_token\3", DSV2_CHAT_UNKNOWN}, {"{% endfor %}", "\2endfor\3", DSV2_CHAT_UNKNOWN},
     };
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -207,6 +211,52 @@ static void test_config_forms(void **state)
     cJSON_Delete(config);
     assert_int_equal(dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", NULL, 0, &chat), DSV2_OK);
     assert_int_equal(dsv2i_chat_kind(chat), DSV2_CHAT_NONE);
+    dsv2i_chat_free(chat);
+}
+
+/* A template in a file of its own: it counts instead of the one in tokenizer_config.json, whose special tokens it needs. */
+static void test_override(void **state)
+{
+    static const struct {
+        const char *config, *template, *word;
+        size_t n; /* 0: all of it */
+        int32_t kind;
+    } cases[] = {
+        {"{\"bos_token\":\"<b>\",\"eos_token\":\"<e>\"}", "v2-chat", NULL, 0, DSV2_CHAT_V2},
+        {"{\"bos_token\":\"<b>\",\"eos_token\":\"<e>\",\"chat_template\":\"x\"}", "v2.5", NULL, 0, DSV2_CHAT_V25},
+        {"{\"bos_token\":\"<b>\",\"eos_token\":\"<e>\"}", "v2-chat", NULL, 40, DSV2_CHAT_UNKNOWN},
+        {"{\"bos_token\":\"<b>\"}", "v2-chat", "tokenizer_config.json: eos_token: is missing", 0, 0},
+        {NULL, "v2.5", "tokenizer_config.json: bos_token: is missing", 0, 0},
+    };
+    struct dsv2i_chat *chat;
+    dsv2_status status;
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *config = cases[i].config, *template = template_of(cases[i].template);
+
+        assert_int_equal(dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", config, config ? strlen(config) : 0, &chat), DSV2_OK);
+        status = dsv2i_chat_override(chat, "chat_template.jinja", template, cases[i].n ? cases[i].n : strlen(template));
+        assert_int_equal(status, cases[i].word ? DSV2_ERR_FORMAT : DSV2_OK);
+        if (cases[i].word)
+            assert_non_null(strstr(dsv2_last_error(), cases[i].word));
+        else
+            assert_int_equal(dsv2i_chat_kind(chat), cases[i].kind);
+        dsv2i_chat_free(chat);
+    }
+    /* a file may hold NUL, which Jinja renders like any other character */
+    chat = parse(cases[0].config);
+    char *text = replaced(template_of("v2-chat"), "{% endfor %}", "{% endfor %}@@");
+    char *at = strstr(text, "@@");
+
+    memcpy(at, "{", 2); /* that must not end the template */
+    assert_int_equal(dsv2i_chat_override(chat, "chat_template.jinja", text, strlen(template_of("v2-chat")) + 2), DSV2_OK);
+    assert_int_equal(dsv2i_chat_kind(chat), DSV2_CHAT_UNKNOWN);
+    free(text);
+    /* nor does what stands in the file make the configuration's template count */
+    assert_int_equal(dsv2i_chat_override(chat, "chat_template.jinja", "", 0), DSV2_OK);
+    assert_int_equal(dsv2i_chat_kind(chat), DSV2_CHAT_UNKNOWN);
+    assert_int_equal(dsv2i_chat_override(chat, "chat_template.jinja", "ab\xE4\xBD", 4), DSV2_ERR_FORMAT);
+    assert_non_null(strstr(dsv2_last_error(), "chat_template.jinja: byte 2: invalid UTF-8, byte 0xE4"));
     dsv2i_chat_free(chat);
 }
 
@@ -277,7 +327,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_renderings), cmocka_unit_test(test_recognised), cmocka_unit_test(test_variants),
-        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_errors), cmocka_unit_test(test_no_markers),
+        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_override), cmocka_unit_test(test_errors), cmocka_unit_test(test_no_markers),
     };
 
     return cmocka_run_group_tests(tests, load_templates, free_templates);

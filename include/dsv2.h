@@ -155,8 +155,9 @@ typedef struct dsv2_model_params {
 
 DSV2_API void dsv2_model_params_init(dsv2_model_params *params, size_t size);
 
-/* Load the checkpoint in folder: config.json and *.safetensors; if present tokenizer.json, tokenizer_config.json and
- * generation_config.json.  No other file is read and nothing in it is executed.
+/* Load the checkpoint in folder: config.json and *.safetensors; if present tokenizer.json, tokenizer_config.json,
+ * chat_template.jinja (it counts instead of chat_template in tokenizer_config.json) and generation_config.json.  No other file is
+ * read and nothing in it is executed.
  * *out is set to NULL on failure.  Errors: IO, FORMAT, UNSUPPORTED, LIMIT, NOMEM, CANCELLED, INVALID. */
 DSV2_API dsv2_status dsv2_model_load(dsv2_context *ctx, const char *folder, const dsv2_model_params *params,
                                      dsv2_model **out);

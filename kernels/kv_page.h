@@ -19,10 +19,10 @@
  *         20 B           k: P codes, as INT8
  *         up to 4        fp32 scale of c, fp32 scale of k
  *         up to 16       end
- *       These are not elements of c but of y = H D c / n, in each of the R / n blocks of n elements, n the largest power of two that
- *       divides R.  H is Sylvester's Hadamard matrix, H[i][j] = (-1)^(bits set in i & j), D the diagonal of the Rudin-Shapiro signs,
- *       (-1)^(bits set in i & (i >> 1)).  So c = D H y, and q . c = (H D q) . y.  The rotation spreads what single elements hold
- *       over all, which then look normally distributed; D does the same for vectors that lie along a row of H, as a constant one.
+ *       These are not elements of c but of y = H D c / n, in each of the R / n blocks of n elements, n the largest power of two
+ *       that divides R.  H is Sylvester's Hadamard matrix, H[i][j] = (-1)^(bits set in i & j), D the diagonal of the Rudin-Shapiro
+ *       signs, (-1)^(bits set in i & (i >> 1)).  So c = D H y, and q . c = (H D q) . y.  The rotation spreads what single elements
+ *       hold over all, which then look normally distributed; D does the same for vectors along a row of H, as a constant one.
  *       |y| = scale * dsv2i_kv_level[level]: the Lloyd-Max quantizer of the normal distribution, 32 levels, 2.5e-3 of the square.
  *       Levels are nearest to |y| / rms(y); then scale = sum(|y| level) / sum(level^2), which makes the error least.
  *
@@ -73,10 +73,15 @@ static inline int32_t dsv2i_kv_rotation(int32_t kv_lora_rank)
     return kv_lora_rank & -kv_lora_rank;
 }
 
-/* Whether D negates element i of a block. */
-static inline int dsv2i_kv_negated(uint32_t i)
+/* 1 if D negates element i of a block, else 0. */
+static inline uint32_t dsv2i_kv_negative(uint32_t i)
 {
-    return __builtin_parity(i & (i >> 1));
+    i &= i >> 1;
+    i ^= i >> 16;
+    i ^= i >> 8;
+    i ^= i >> 4;
+    i ^= i >> 2;
+    return (i ^ i >> 1) & 1;
 }
 
 #endif

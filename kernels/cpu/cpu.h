@@ -43,8 +43,9 @@ struct dsv2i_inner {
     /* dst (n, rank + rope) = n records of a page of a quantized type; 6BIT: y instead of c (kv_page.h).  The same bits on every
      * instruction set */
     void (*kv_read)(float *dst, const void *records, int32_t kv_type, int32_t rank, int32_t rope, int32_t n);
-    /* x (rank) = H x, in blocks of dsv2i_kv_rotation.  The same bits on every instruction set */
-    void (*hadamard)(float *x, int32_t rank);
+    /* x = H D x and y = D H y (rank): where 6BIT keeps latents, and back.  The same bits on every instruction set */
+    void (*rotate)(float *x, int32_t rank);
+    void (*rotate_back)(float *y, int32_t rank);
 };
 
 extern const struct dsv2i_inner dsv2i_inner_ref;

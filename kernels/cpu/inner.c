@@ -173,5 +173,6 @@ const struct dsv2i_inner dsv2i_inner_ref = {
     .silu_mul = silu_mul,
     .rms_norm = rms_norm,
     .kv_read = kv_read,
-    .hadamard = hadamard,
+    .rotate = rotate,
+    .rotate_back = rotate_back,
 };

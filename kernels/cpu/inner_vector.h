@@ -308,5 +308,5 @@ static void read_levels(float *dst, const uint8_t *level, const uint8_t *sign, f
 #define INNER_TABLE \
     { \
         .widen = widen, .dot = dot, .axpy = axpy, .softmax = softmax, .silu_mul = silu_mul, .rms_norm = rms_norm, \
-        .kv_read = kv_read, .hadamard = hadamard \
+        .kv_read = kv_read, .rotate = rotate, .rotate_back = rotate_back \
     }

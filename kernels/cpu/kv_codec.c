@@ -110,14 +110,6 @@ static float write_levels(uint8_t *level, uint8_t *sign, const float *y, int32_t
     return isfinite(scale) ? scale : NAN;
 }
 
-void dsv2i_kv_negate(float *x, int32_t rank)
-{
-    const int32_t n = dsv2i_kv_rotation(rank);
-
-    for (int32_t i = 0; i < rank; i++) /* n is a power of two */
-        x[i] = dsv2i_kv_negated((uint32_t)(i & (n - 1))) ? -x[i] : x[i];
-}
-
 void dsv2i_kv_write(const struct dsv2i_inner *inner, void *record, float *kv, int32_t kv_type, int32_t rank, int32_t rope)
 {
     struct dsv2i_kv_record r = dsv2i_kv_record(kv_type, rank, rope);
@@ -135,8 +127,7 @@ void dsv2i_kv_write(const struct dsv2i_inner *inner, void *record, float *kv, in
     }
     memset(to, 0, r.bytes);
     if (kv_type == DSV2I_KV_6BIT) {
-        dsv2i_kv_negate(kv, rank);
-        inner->hadamard(kv, rank);
+        inner->rotate(kv, rank);
         scale[0] = write_levels(to, to + r.sign, kv, rank) / (float)dsv2i_kv_rotation(rank);
         scale[1] = write_bytes(to + r.key, kv + rank, rope, DSV2I_KV_INT8);
     } else {

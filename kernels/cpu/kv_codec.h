@@ -7,9 +7,6 @@
 
 /* Write kv (rank + rope) as a token's record; kv is used up. */
 void dsv2i_kv_write(const struct dsv2i_inner *inner, void *record, float *kv, int32_t kv_type, int32_t rank, int32_t rope);
-/* x (rank) = D x.  With the inner loop: D, then hadamard takes a query to where 6BIT keeps latents, hadamard, then D a sum of them
- * back. */
-void dsv2i_kv_negate(float *x, int32_t rank);
 /* The fp8 code of a number: nearest, ties to even; too great ones, infinity too, become the greatest; 0x7F for a NaN. */
 uint8_t dsv2i_kv_f8(float f, int32_t kv_type);
 

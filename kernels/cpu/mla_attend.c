@@ -73,19 +73,6 @@ static int rotated(const struct span *span)
     return span->seq->kv_type == DSV2I_KV_6BIT;
 }
 
-/* H D x, and back D H y. */
-static void rotate(const struct dsv2i_cpu *be, float *x)
-{
-    dsv2i_kv_negate(x, be->shape->kv_lora_rank);
-    be->inner.hadamard(x, be->shape->kv_lora_rank);
-}
-
-static void rotate_back(const struct dsv2i_cpu *be, float *y)
-{
-    be->inner.hadamard(y, be->shape->kv_lora_rank);
-    dsv2i_kv_negate(y, be->shape->kv_lora_rank);
-}
-
 /* Softmax state of a row and head. */
 static void start_state(float *max, float *sum, int32_t n)
 {
@@ -122,7 +109,7 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
                    (size_t)rope * sizeof *q);
     }
     for (int32_t i = 0; rotated(span) && i < n_rows * n_heads; i++)
-        rotate(be, qa + (size_t)i * w);
+        in->rotate(qa + (size_t)i * w, rank);
     start_state(max, sum, n_rows * n_heads);
     memset(sum_c, 0, (size_t)(n_rows * n_heads) * (size_t)rank * sizeof *sum_c);
     for (int32_t block = 0; block * BLOCK <= last; block++) {
@@ -152,7 +139,7 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
         for (int32_t k = 0; k < rank; k++)
             sum_c[(size_t)i * (size_t)rank + (size_t)k] /= sum[i];
     for (int32_t i = 0; rotated(span) && i < n_rows * n_heads; i++)
-        rotate_back(be, sum_c + (size_t)i * (size_t)rank);
+        in->rotate_back(sum_c + (size_t)i * (size_t)rank, rank);
     for (int32_t h = 0; h < n_heads; h++)
         for (int32_t r = 0; r < n_rows; r += TILE_ROWS) {
             int32_t m = dsv2i_min(TILE_ROWS, n_rows - r);
@@ -206,7 +193,7 @@ static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
         const float *c = load_keys(be, span, a->layer, block, n_keys, 1, latent, &dtype);
 
         for (int32_t i = 0; rotated(span) && i < n_keys; i++)
-            rotate_back(be, latent + (size_t)i * w);
+            in->rotate_back(latent + (size_t)i * w, s->kv_lora_rank);
         expand(be, thread, key, (size_t)head, c, n_keys, kv_b, h * (nope + v), nope);
         expand(be, thread, value, (size_t)v, c, n_keys, kv_b, h * (nope + v) + nope, v);
         for (int32_t i = 0; i < n_keys; i++)

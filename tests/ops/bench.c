@@ -236,35 +236,53 @@ static void bench_matrices(struct dsv2i_backend *be)
     free(y);
 }
 
-static void bench_attention(struct dsv2i_backend *be, int heads, int n, int pos, int form)
+static void bench_attention(struct dsv2i_backend *be, int heads, int n, int pos, int form, int kv_type)
 {
+    static const char *const type_name[] = { "bf16", "f32", "e4m3", "e5m2", "int8", "6bit" };
     static double freq[32];
     struct dsv2i_shape s = { .hidden_size = 1, .vocab_size = 1, .num_hidden_layers = 1, .num_attention_heads = heads,
                              .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
                              .intermediate_size = 1, .softmax_scale = 0.1f, .rope_multiplier = 1, .inv_freq = freq };
     int n_pages = (pos + n + 63) / 64;
+    size_t record = be->op->kv_token_bytes(be, &s, kv_type);
     void *pages[256];
-    struct dsv2i_seq seq = { pages, form, DSV2I_KV_BF16 };
+    struct dsv2i_seq seq = { pages, form, kv_type };
     struct dsv2i_batch batch;
     float *norm = normals(512, 1), *q = normals((size_t)(n * heads * 192), 1), *o = normals((size_t)(n * heads * 128), 1);
+    float *kva = normals(64 * 576, 1);
     struct dsv2i_mla mla = { norm, make_weight(DSV2I_BF16, heads * 256, 512, 0.05f) };
     double keys = 0, flops;
     char what[80];
 
-    for (int i = 0; i < n_pages; i++)
-        pages[i] = make_weight(DSV2I_BF16, 64, 576, 1).priv;
+    for (int i = 0; i < n_pages; i++) {
+        float *any = need((size_t)(64 * heads * 192), sizeof *any);
+
+        pages[i] = need(64, record);
+        begin_step(be, &s, &batch, &seq, 64, i * 64);
+        be->op->mla_prepare(be, any, kva, &mla, 0);
+        be->op->finish(be);
+        free(any);
+    }
     for (int i = 0; i < n; i++)
         keys += pos + i + 1;
     flops = form == DSV2I_ABSORBED ? 2.0 * heads * (keys * 1088 + 131072.0 * n)
                                    : 2.0 * heads * (keys * 320 + 131072.0 * (pos + n));
     begin_step(be, &s, &batch, &seq, n, pos);
-    snprintf(what, sizeof what, "attend %s %d heads, %d rows at %d", form ? "expanded" : "absorbed", heads, n, pos);
-    TIME(be, what, flops, 2.0 * (heads * 256 * 512 + (pos + n) * 576), be->op->mla_attend(be, o, q, &mla, 0));
+    snprintf(what, sizeof what, "attend %s %s %d heads, %d rows at %d", type_name[kv_type], form ? "expanded" : "absorbed", heads, n,
+             pos);
+    TIME(be, what, flops, 2.0 * heads * 256 * 512 + (double)record * (pos + n), be->op->mla_attend(be, o, q, &mla, 0));
+    if (n >= 64) {
+        snprintf(what, sizeof what, "prepare %s %d heads, 64 rows", type_name[kv_type], heads);
+        be->op->finish(be);
+        begin_step(be, &s, &batch, &seq, 64, 0);
+        TIME(be, what, 64.0 * heads * 256, 64.0 * heads * 512, be->op->mla_prepare(be, q, kva, &mla, 0));
+    }
     be->op->finish(be);
     for (int i = 0; i < n_pages; i++)
         free(pages[i]);
     free(mla.kv_b.priv);
     free(norm);
+    free(kva);
     free(q);
     free(o);
 }
@@ -282,10 +300,12 @@ void bench(void)
         peak_read = (double)READ_BYTES / time_workers(v->threads, v->level, READ_BYTES);
         printf("%s: at best %.0f GFLOP/s, %.1f GB/s\n", variant_name(v), peak_flops * 1e-9, peak_read * 1e-9);
         bench_matrices(v->be);
-        bench_attention(v->be, 16, 1, 4000, DSV2I_ABSORBED);
-        bench_attention(v->be, 128, 1, 1000, DSV2I_ABSORBED);
-        bench_attention(v->be, 16, 128, 400, DSV2I_ABSORBED);
-        bench_attention(v->be, 16, 512, 0, DSV2I_EXPANDED);
+        for (int type = 0; type < DSV2I_KV_TYPES; type++) {
+            bench_attention(v->be, 16, 1, 4000, DSV2I_ABSORBED, type);
+            bench_attention(v->be, 128, 1, 4000, DSV2I_ABSORBED, type);
+            bench_attention(v->be, 16, 128, 400, DSV2I_ABSORBED, type);
+            bench_attention(v->be, 16, 512, 0, DSV2I_EXPANDED, type);
+        }
     }
     free(memory);
 }

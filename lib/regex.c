@@ -74,6 +74,13 @@ static dsv2_status refuse(const struct translation *t, const char *at, size_t n,
 
 #define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
 
+static int all_hex(const char *p, const char *end)
+{
+    while (p < end && ((*p >= '0' && *p <= '9') || ((*p | 0x20) >= 'a' && (*p | 0x20) <= 'f')))
+        p++;
+    return p == end;
+}
+
 /* \p{...} or \P{...}: general categories are the same in both engines, longer names are taken for scripts. */
 static dsv2_status translate_property(struct translation *t, const char *at)
 {
@@ -104,7 +111,7 @@ static dsv2_status translate_property(struct translation *t, const char *at)
 
 static dsv2_status translate_escape(struct translation *t, int in_class)
 {
-    const char *at = t->p++;
+    const char *at = t->p++, *close;
     char c;
 
     if (t->p == t->end)
@@ -168,7 +175,7 @@ static dsv2_status translate_escape(struct translation *t, int in_class)
         emit(t, at, 2);
         return DSV2_OK;
     case 'u':
-        if (t->end - t->p < 4)
+        if (t->end - t->p < 4 || !all_hex(t->p, t->p + 4))
             return refuse(t, at, 2, "four hexadecimal digits are expected");
         emits(t, "\\x{");
         emit(t, t->p, 4);
@@ -176,10 +183,12 @@ static dsv2_status translate_escape(struct translation *t, int in_class)
         t->p += 4;
         return DSV2_OK;
     case 'x':
-        if (t->p == t->end || *t->p != '{')
+        close = t->p < t->end && *t->p == '{' ? memchr(t->p, '}', (size_t)(t->end - t->p)) : NULL;
+        if (!close || close == t->p + 1 || !all_hex(t->p + 1, close))
             return refuse(t, at, 2, "a code point in braces is expected");
-        emit(t, at, 2);
-        return DSV2_OK; /* what is in the braces is copied, and checked by PCRE2 */
+        t->p = close + 1;
+        emit(t, at, (size_t)(t->p - at));
+        return DSV2_OK;
     default:
         if ((unsigned char)c >= 0x80 || (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z'))
             return refuse(t, at, 2, "this escape is not known");

@@ -198,11 +198,19 @@ class Runner:
         for target in targets:
             work = found / target
             work.mkdir(parents=True, exist_ok=True)
-            corpus = ROOT / "tests" / "fuzz" / "corpus" / target.removeprefix("fuzz_")
+            name = target.removeprefix("fuzz_")
+            corpus, words = ROOT / "tests" / "fuzz" / "corpus" / name, ROOT / "tests" / "fuzz" / "dict" / f"{name}.dict"
             counts += self.sh(self.build / "fuzz" / "tests" / "fuzz" / target, f"-max_total_time={self.fuzz_seconds}",
-                              f"-artifact_prefix={work}/", "-timeout=25", "-rss_limit_mb=4096", "-max_len=65536", "-verbosity=0", work,
-                              *([corpus] if corpus.is_dir() else []), timeout=self.fuzz_seconds + 600)
+                              f"-artifact_prefix={work}/", "-timeout=25", "-rss_limit_mb=4096", "-max_len=8192", "-verbosity=0",
+                              *([f"-dict={words}"] if words.is_file() else []), work, *([corpus] if corpus.is_dir() else []),
+                              timeout=self.fuzz_seconds + 600)
         return counts
+
+    def fuzz_coverage(self) -> Counts:
+        """What the committed corpora reach of each parser: 90% of its lines at least."""
+        if not shutil.which("clang") or not shutil.which("llvm-cov"):
+            raise Skip("no clang or no llvm-cov (llvm)")
+        return self.sh("tests/fuzz/fuzz.sh", "coverage", BUILD=str(self.build / "fuzz"))
 
     def docs(self) -> Counts:
         return self.sh(sys.executable, "tests/docs/check.py", self.build / "gcc")
@@ -298,6 +306,8 @@ def main() -> int:
     lane("ASan and UBSan", run.sanitizers)
     lane("TSan", run.threads)
     lane("fuzz", run.fuzz)
+    if args.all:
+        lane("fuzz coverage", run.fuzz_coverage)
     print(f"{time.monotonic() - start:.0f} s in all")
     for line in skipped_lanes:
         print(f"skipped: {line}")

@@ -1,45 +1,104 @@
-/* tokenizer_config.json, then messages: role and content in turn, all parted by 0xFF.
+/* tokenizer_config.json (empty: there is none), then messages: role and content in turn, all parted by 0xFF.
  * SPDX-License-Identifier: MIT */
+#define FUZZ_WITH_TOKENIZER
 #include "chat.h"
 #include "fuzz.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
-    enum { MOST = 8 };
+enum { MOST = 8 };
+
+struct conversation {
     dsv2_chat_message messages[MOST];
     char *roles[MOST];
-    struct dsv2i_chat *chat = NULL;
-    size_t n, count = 0, need = 0, got;
-    const char *config = fuzz_piece(&data, &size, &n);
+    size_t n;
+};
 
-    if (dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", config, n, &chat) != DSV2_OK) {
-        MUST(!chat);
-        MUST(strstr(dsv2_last_error(), "tokenizer_config.json"));
-        return 0;
-    }
-    while (size && count < MOST) {
+static void take_messages(struct conversation *v, const uint8_t *data, size_t size)
+{
+    for (size_t n; size && v->n < MOST; v->n++) {
         const char *role = fuzz_piece(&data, &size, &n);
 
-        roles[count] = strndup(role, n);
-        messages[count].role = roles[count];
-        messages[count].content = fuzz_piece(&data, &size, &n);
-        messages[count].n_content = n;
-        count++;
+        v->roles[v->n] = strndup(role, n);
+        v->messages[v->n].role = v->roles[v->n];
+        v->messages[v->n].content = fuzz_piece(&data, &size, &n);
+        v->messages[v->n].n_content = n;
     }
-    for (uint32_t flags = 0; flags < 2; flags++) {
-        dsv2_status status = dsv2i_chat_apply(chat, messages, sizeof *messages, count, flags, NULL, 0, &need);
+}
 
-        if (status == DSV2_ERR_BUFFER) {
-            char *text = malloc(need);
+/* The rendered text, or NULL where it cannot be. */
+static char *apply(const struct dsv2i_chat *chat, const struct conversation *v, uint32_t flags, size_t *n)
+{
+    size_t need = 0;
+    dsv2_status status = dsv2i_chat_apply(chat, v->messages, sizeof *v->messages, v->n, flags, NULL, 0, &need);
+    char *text;
 
-            MUST(dsv2i_chat_apply(chat, messages, sizeof *messages, count, flags, text, need, &got) == DSV2_OK && got == need);
-            free(text);
-        } else {
-            MUST(status != DSV2_OK || need == 0);
-        }
+    if (status != DSV2_ERR_BUFFER && status != DSV2_OK)
+        return NULL;
+    MUST(status == DSV2_ERR_BUFFER || need == 0);
+    text = malloc(need + 1);
+    MUST(dsv2i_chat_apply(chat, v->messages, sizeof *v->messages, v->n, flags, text, need, n) == DSV2_OK && *n == need);
+    return text;
+}
+
+/* Straight to ids: the ids of the text, or with NO_MARKERS at least its bytes. */
+static void check_ids(const struct dsv2i_chat *chat, const struct conversation *v, uint32_t flags, const char *text, size_t n)
+{
+    const struct dsv2i_tokenizer *t = fuzz_tokenizer();
+    int32_t *ids = malloc((n + 1) * sizeof *ids), *plain = malloc((n + 1) * sizeof *ids);
+    size_t count, n_plain, used = 0, bytes;
+    dsv2_status status;
+    int special;
+
+    do
+        status = dsv2i_chat_tokenize(chat, t, v->messages, sizeof *v->messages, v->n, flags, ids, n, &count);
+    while (fuzz_check(status) == DSV2_ERR_NOMEM);
+    MUST(status == DSV2_OK);
+    for (size_t i = 0; i < count; i++) {
+        const char *piece = dsv2i_tokenizer_bytes(t, ids[i], &bytes, &special);
+
+        MUST(bytes <= n - used && !memcmp(text + used, piece, bytes));
+        used += bytes;
     }
-    while (count)
-        free(roles[--count]);
+    MUST(used == n);
+    if (!(flags & DSV2_CHAT_NO_MARKERS)) {
+        fuzz_state.countdown = 0;
+        MUST(dsv2i_tokenizer_encode(t, text, n, 0, plain, n, &n_plain) == DSV2_OK);
+        MUST(n_plain == count && (!count || !memcmp(ids, plain, count * sizeof *ids)));
+    }
+    free(plain);
+    free(ids);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct conversation v = {.n = 0};
+    struct dsv2i_chat *chat;
+    const char *config;
+    dsv2_status status;
+    size_t n;
+
+    fuzz_tokenizer();
+    fuzz_begin(data, &size);
+    config = fuzz_piece(&data, &size, &n);
+    do
+        status = dsv2i_chat_parse(&fuzz_mem, "tokenizer_config.json", n ? config : NULL, n, &chat);
+    while (fuzz_check(status) == DSV2_ERR_NOMEM);
+    MUST((status == DSV2_OK) == (chat != NULL));
+    if (!chat)
+        MUST(strstr(dsv2_last_error(), "tokenizer_config.json"));
+    else
+        take_messages(&v, data, size);
+    for (uint32_t flags = 0; flags < 4 && chat; flags++) {
+        char *text = apply(chat, &v, flags, &n);
+        int known = dsv2i_chat_kind(chat) == DSV2_CHAT_V2 || dsv2i_chat_kind(chat) == DSV2_CHAT_V25;
+
+        MUST(!text || known);
+        if (text)
+            check_ids(chat, &v, flags, text, n);
+        free(text);
+    }
     dsv2i_chat_free(chat);
+    while (v.n)
+        free(v.roles[--v.n]);
+    fuzz_end();
     return 0;
 }

@@ -5,29 +5,48 @@
 #include "config.h"
 #include "fuzz.h"
 
+static void check(const struct dsv2i_config *config, const char *text, size_t n)
+{
+    static struct dsv2i_config copy;
+    struct dsv2i_generation generation;
+    uint64_t total, active;
+    dsv2_status status;
+
+    MUST(config->shape.qk_rope_head_dim <= DSV2I_MAX_ROPE_DIM);
+    for (int32_t i = 0; i < config->shape.qk_rope_head_dim / 2; i++)
+        MUST(isfinite(config->inv_freq[i]));
+    MUST(isfinite(config->shape.softmax_scale));
+    dsv2i_config_parameters(config, &total, &active);
+    MUST(active <= total);
+    dsv2i_config_copy(&copy, config);
+    MUST(copy.shape.inv_freq == copy.inv_freq);
+    do
+        status = dsv2i_generation_parse("generation_config.json", text, n, config, &generation);
+    while (fuzz_check(status) == DSV2_ERR_NOMEM);
+    if (status == DSV2_OK) {
+        MUST(generation.n_eos <= 2 * DSV2I_MAX_EOS);
+        MUST(generation.temperature >= 0 && generation.top_p > 0 && generation.top_p <= 1);
+    } else {
+        MUST(strstr(dsv2_last_error(), "generation_config.json"));
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static struct dsv2i_config config, copy;
-    struct dsv2i_generation generation;
+    static struct dsv2i_config config;
+    const char *text;
+    dsv2_status status;
     size_t n;
-    const char *text = fuzz_piece(&data, &size, &n);
-    uint64_t total, active;
 
-    if (dsv2i_config_parse("config.json", text, n, &config) != DSV2_OK) {
+    fuzz_begin(data, &size);
+    text = fuzz_piece(&data, &size, &n);
+    do
+        status = dsv2i_config_parse("config.json", text, n, &config);
+    while (fuzz_check(status) == DSV2_ERR_NOMEM);
+    if (status == DSV2_OK)
+        check(&config, (const char *)data, size);
+    else
         MUST(strstr(dsv2_last_error(), "config.json"));
-        return 0;
-    }
-    MUST(config.shape.qk_rope_head_dim <= DSV2I_MAX_ROPE_DIM);
-    for (int32_t i = 0; i < config.shape.qk_rope_head_dim / 2; i++)
-        MUST(isfinite(config.inv_freq[i]));
-    MUST(isfinite(config.shape.softmax_scale));
-    dsv2i_config_parameters(&config, &total, &active);
-    MUST(active <= total);
-    dsv2i_config_copy(&copy, &config);
-    MUST(copy.shape.inv_freq == copy.inv_freq);
-    if (dsv2i_generation_parse("generation_config.json", (const char *)data, size, &config, &generation) == DSV2_OK) {
-        MUST(generation.n_eos <= DSV2I_MAX_EOS);
-        MUST(generation.temperature >= 0 && generation.top_p > 0 && generation.top_p <= 1);
-    }
+    fuzz_end();
     return 0;
 }

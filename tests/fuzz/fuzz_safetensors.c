@@ -23,10 +23,19 @@ static const struct file *find(const struct folder *f, const char *name)
     return NULL;
 }
 
+/* For an odd N what comes back is no status of the library. */
+static dsv2_status reader_fails(void)
+{
+    if (!fuzz_fails(FUZZ_READER))
+        return DSV2_OK;
+    return fuzz_state.odd ? 5 : DSV2_ERR_CANCELLED;
+}
+
 static dsv2_status reader_size(void *user, const char *name, uint64_t *bytes)
 {
     const struct file *f = find(user, name);
 
+    DSV2I_TRY(reader_fails());
     if (f)
         *bytes = f->size;
     return f ? DSV2_OK : DSV2_ERR_IO;
@@ -37,25 +46,19 @@ static dsv2_status reader_read(void *user, const char *name, uint64_t offset, vo
     const struct file *f = find(user, name);
 
     MUST(f && offset <= f->size && n <= f->size - offset);
+    DSV2I_TRY(reader_fails());
     memcpy(buf, f->data + offset, n);
     return DSV2_OK;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+static void take_files(struct folder *folder, const uint8_t *data, size_t size)
 {
-    struct folder folder = {.n = 0};
-    dsv2_reader reader = {sizeof reader, reader_size, reader_read, &folder};
-    struct dsv2i_files files = {&dsv2i_heap, "fuzz", &reader};
-    struct dsv2i_tensor_set *set = NULL;
-    int shards;
+    int shards = data[0] % 5;
 
-    if (!size)
-        return 0;
-    shards = data[0] % 5;
     data++;
     size--;
-    for (int i = 0; i <= shards; i++) {
-        struct file *f = &folder.files[folder.n];
+    for (int i = 0; i <= shards && folder->n < 5; i++) {
+        struct file *f = &folder->files[folder->n++];
         const uint8_t *end = memmem(data, size, "\xFF\xFE", 2);
 
         if (shards == 0)
@@ -68,23 +71,45 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         f->size = end ? (size_t)(end - data) : size;
         data += end ? f->size + 2 : size;
         size -= end ? f->size + 2 : size;
-        folder.n++;
-        if (folder.n == 5)
-            break;
     }
-    if (dsv2i_tensors_open(&files, &dsv2i_heap, &set) == DSV2_OK) {
-        for (size_t i = 0; i < dsv2i_tensors_count(set); i++) {
-            struct dsv2i_tensor *t = dsv2i_tensors_at(set, i);
-            const struct file *f = find(&folder, dsv2i_tensors_file(set, t->file));
+}
 
-            MUST(f && t->offset <= f->size && t->bytes <= f->size - t->offset);
-            MUST(t->rank >= 0 && t->rank <= DSV2I_MAX_RANK);
-            MUST(dsv2i_tensors_find(set, t->name) == t);
-        }
-        dsv2i_tensors_close(set);
-    } else {
-        MUST(!set);
-        MUST(dsv2_last_error()[0]);
+static void check_set(struct dsv2i_tensor_set *set, const struct folder *folder)
+{
+    uint64_t begin, end;
+
+    for (size_t i = 0; i < dsv2i_tensors_count(set); i++) {
+        struct dsv2i_tensor *t = dsv2i_tensors_at(set, i);
+        const struct file *f = find(folder, dsv2i_tensors_file(set, t->file));
+
+        MUST(f && t->offset <= f->size && t->bytes <= f->size - t->offset);
+        MUST(t->rank >= 0 && t->rank <= DSV2I_MAX_RANK);
+        MUST(dsv2i_tensors_find(set, t->name) == t);
+        dsv2i_tensors_extent(set, t->file, &begin, &end);
+        MUST(begin <= t->offset && t->offset + t->bytes <= end && end == f->size);
     }
+    MUST(dsv2i_tensors_files(set) <= folder->n);
+    MUST(find(folder, dsv2i_tensors_source(set)));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct folder folder = {.n = 0};
+    dsv2_reader reader = {sizeof reader, reader_size, reader_read, &folder};
+    struct dsv2i_files files = {&fuzz_mem, "fuzz", &reader};
+    struct dsv2i_tensor_set *set;
+    dsv2_status status;
+
+    fuzz_begin(data, &size);
+    if (size)
+        take_files(&folder, data, size);
+    do
+        status = dsv2i_tensors_open(&files, &fuzz_mem, &set);
+    while (fuzz_check(status) == DSV2_ERR_NOMEM);
+    MUST((status == DSV2_OK) == (set != NULL));
+    if (set)
+        check_set(set, &folder);
+    dsv2i_tensors_close(set);
+    fuzz_end();
     return 0;
 }

@@ -16,7 +16,7 @@ static dsv2_status take_params(const dsv2_pool_params *params, dsv2_pool_params 
 {
     dsv2_pool_params_init(p, sizeof *p);
     DSV2I_TRY(dsv2i_params_take(p, sizeof *p, params, name));
-    if (p->kv_type != DSV2_KV_BF16 && p->kv_type != DSV2_KV_F32)
+    if (p->kv_type < 0 || p->kv_type >= DSV2I_KV_TYPES)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: kv_type: %d is none of DSV2_KV_*", name, p->kv_type);
     if (p->tokens && p->bytes)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: tokens and bytes: both are given", name);

@@ -12,7 +12,10 @@ static int32_t min_i32(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
-_Static_assert((int)DSV2_KV_BF16 == DSV2I_KV_BF16 && (int)DSV2_KV_F32 == DSV2I_KV_F32, "one numbering");
+_Static_assert((int)DSV2_KV_BF16 == DSV2I_KV_BF16 && (int)DSV2_KV_F32 == DSV2I_KV_F32 &&
+                   (int)DSV2_KV_F8_E4M3 == DSV2I_KV_F8_E4M3 && (int)DSV2_KV_F8_E5M2 == DSV2I_KV_F8_E5M2 &&
+                   (int)DSV2_KV_INT8 == DSV2I_KV_INT8 && (int)DSV2_KV_6BIT == DSV2I_KV_6BIT && DSV2I_KV_TYPES == 6,
+               "one numbering");
 
 static dsv2_status take_params(const struct dsv2i_config *c, const dsv2_session_params *params, dsv2_session_params *p)
 {
@@ -23,7 +26,7 @@ static dsv2_status take_params(const struct dsv2i_config *c, const dsv2_session_
     if (p->n_ctx < 0 || p->n_ctx > c->max_position_embeddings)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: n_ctx: %d is not in 0..%d (max_position_embeddings)", name, p->n_ctx,
                           c->max_position_embeddings);
-    if (p->kv_type != DSV2_KV_BF16 && p->kv_type != DSV2_KV_F32)
+    if (p->kv_type < 0 || p->kv_type >= DSV2I_KV_TYPES)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: kv_type: %d is none of DSV2_KV_*", name, p->kv_type);
     if (p->attention < DSV2_ATTENTION_ABSORBED || p->attention > DSV2_ATTENTION_AUTO)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: attention: %d is none of DSV2_ATTENTION_*", name, p->attention);

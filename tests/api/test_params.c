@@ -224,8 +224,8 @@ static void fields(void **state)
     full.n_batch = 4097;
     expect(use_session(&full), DSV2_ERR_INVALID, "n_batch: 4097");
     full.n_batch = 256;
-    full.kv_type = 2;
-    expect(use_session(&full), DSV2_ERR_INVALID, "kv_type: 2");
+    full.kv_type = 6;
+    expect(use_session(&full), DSV2_ERR_INVALID, "kv_type: 6");
     full.kv_type = DSV2_KV_BF16;
     full.attention = -1;
     expect(use_session(&full), DSV2_ERR_INVALID, "attention: -1");

@@ -19,7 +19,7 @@ setup() { # FOLDER MESON-OPTION...
 
 if [ "$what" = coverage ]; then
   flags="-fprofile-instr-generate -fcoverage-mapping"
-  setup "$build-coverage" -Dc_args="$flags -fsanitize=fuzzer-no-link" -Dc_link_args="$flags"
+  LLVM_PROFILE_FILE=/dev/null setup "$build-coverage" -Dc_args="$flags -fsanitize=fuzzer-no-link" -Dc_link_args="$flags"
   # What each target is there for.  The bundled tokenizer cannot reach all of encode.c: its added tokens have no options.
   declare -A sources=([json]=json [config]=config [safetensors]=safetensors
     [tokenizer]="tokenizer vocab added encode bpe pretokenizer unicode" [regex]="regex class_pattern" [encode]=bpe [chat]=chat [text]=text)

@@ -1,4 +1,5 @@
-/* tokenizer_config.json (empty: there is none), then messages: role and content in turn, all parted by 0xFF.
+/* tokenizer_config.json (empty: there is none); behind a 0x01, chat_template.jinja if there is one; then messages: role and content in
+ * turn; all parted by 0xFF.
  * SPDX-License-Identifier: MIT */
 #define FUZZ_WITH_TOKENIZER
 #include "chat.h"
@@ -68,24 +69,42 @@ static void check_ids(const struct dsv2i_chat *chat, const struct conversation *
     free(ids);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+/* NULL: refused. */
+static struct dsv2i_chat *load(const uint8_t **data, size_t *size)
 {
-    struct conversation v = {.n = 0};
     struct dsv2i_chat *chat;
-    const char *config;
     dsv2_status status;
     size_t n;
+    const char *config = fuzz_piece(data, size, &n), *template;
 
-    fuzz_tokenizer();
-    fuzz_begin(data, &size);
-    config = fuzz_piece(&data, &size, &n);
     do
         status = dsv2i_chat_parse(&fuzz_mem, "tokenizer_config.json", n ? config : NULL, n, &chat);
     while (fuzz_check(status) == DSV2_ERR_NOMEM);
     MUST((status == DSV2_OK) == (chat != NULL));
-    if (!chat)
-        MUST(strstr(dsv2_last_error(), "tokenizer_config.json"));
-    else
+    MUST(chat || strstr(dsv2_last_error(), "tokenizer_config.json"));
+    if (!chat || !*size || **data != 1)
+        return chat;
+    template = fuzz_piece(data, size, &n);
+    do
+        status = dsv2i_chat_override(chat, "chat_template.jinja", template + 1, n - 1);
+    while (fuzz_check(status) == DSV2_ERR_NOMEM);
+    if (status == DSV2_OK)
+        return chat;
+    MUST(strstr(dsv2_last_error(), "chat_template.jinja: ") || strstr(dsv2_last_error(), "tokenizer_config.json: "));
+    dsv2i_chat_free(chat);
+    return NULL;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct conversation v = {.n = 0};
+    struct dsv2i_chat *chat;
+    size_t n;
+
+    fuzz_tokenizer();
+    fuzz_begin(data, &size);
+    chat = load(&data, &size);
+    if (chat)
         take_messages(&v, data, size);
     for (uint32_t flags = 0; flags < 4 && chat; flags++) {
         char *text = apply(chat, &v, flags, &n);

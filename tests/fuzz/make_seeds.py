@@ -300,7 +300,14 @@ def chat_seeds() -> None:
         {"chat_template": [1]}, {"chat_template": [{"name": "tool_use", "template": v2}]}, [], {"bos_token": None, "chat_template": None},
     )):
         one(f"config-{i}", config)
+    for i, (config, template) in enumerate((
+        (special | {"chat_template": 1}, v2), (special, v2), (special, v2.replace("%}{%", "%}\r\n{%")), (special, v2.replace("\\n", "\r")), ({}, v2),
+        (special | {"chat_template": v2}, "{{ x }}"), (special, "\2"), (special, ""),
+    )):
+        put("chat", f"jinja-{i}", SEP.join([text(config), b"\1" + template.encode(), *messages]))
+    put("chat", "jinja-invalid", SEP.join([text(special), b"\1\xc0", *messages]))
     for n in range(1, 10):
+        put("chat", f"jinja-no-memory-{n}", SEP.join([text(special), b"\1" + v2.encode(), *messages[:6]]) + b"\xfe" + bytes([n]))
         put("chat", f"no-memory-{n}", SEP.join([text(special | {"chat_template": v2}), *messages[:6]]) + b"\xfe" + bytes([n]))
 
 

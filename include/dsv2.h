@@ -64,7 +64,7 @@ typedef int32_t dsv2_status;
 #define DSV2_ERR_BUFFER (-11)       /* the caller's array is too small; *n has the size needed */
 #define DSV2_ERR_STATE (-12)        /* the call does not fit the object's state, e.g. logits before any token */
 #define DSV2_ERR_NOMEM (-20)        /* memory could not be had */
-#define DSV2_ERR_IO (-30)           /* a file could not be opened or read */
+#define DSV2_ERR_IO (-30)           /* a file could not be opened, read or written */
 #define DSV2_ERR_FORMAT (-40)       /* a file is malformed or contradicts itself or another */
 #define DSV2_ERR_UNSUPPORTED (-41)  /* well-formed, but outside of what this library runs */
 #define DSV2_ERR_UTF8 (-42)         /* text is not valid UTF-8 */
@@ -413,8 +413,8 @@ DSV2_API dsv2_status dsv2_session_decode(dsv2_session *s, int32_t token);
 DSV2_API dsv2_status dsv2_session_score(dsv2_session *s, const int32_t *tokens, size_t n, dsv2_token_score *scores,
                                         size_t score_size);
 
-/* Logits after the last token: *n = vocab_size floats, owned by the session, valid until its next prefill, decode, score, truncate or free.
- * Errors: STATE (nothing evaluated yet, or truncated since). */
+/* Logits after the last token: *n = vocab_size floats, owned by the session, valid until its next prefill, decode, score, truncate,
+ * restore, import or free.  Errors: STATE (nothing evaluated yet, or truncated since). */
 DSV2_API dsv2_status dsv2_session_logits(const dsv2_session *s, const float **logits, size_t *n);
 
 typedef struct dsv2_logprob {
@@ -432,7 +432,8 @@ DSV2_API dsv2_status dsv2_session_logprobs(const dsv2_session *s, int32_t n_top,
 DSV2_API size_t dsv2_session_position(const dsv2_session *s);
 DSV2_API size_t dsv2_session_capacity(const dsv2_session *s);
 
-/* The evaluated tokens, position of them; owned by the session, valid until its next prefill, decode, score, truncate or free. */
+/* The evaluated tokens, position of them; owned by the session, valid until its next prefill, decode, score, truncate, restore,
+ * import or free. */
 DSV2_API const int32_t *dsv2_session_tokens(const dsv2_session *s);
 
 /* Keep the first n tokens; logits are gone unless n is the position.  Errors: INVALID (n above the position). */
@@ -440,6 +441,24 @@ DSV2_API dsv2_status dsv2_session_truncate(dsv2_session *s, size_t n);
 
 /* A second session with the same past; later changes to one do not touch the other.  Cache pages are shared until written. */
 DSV2_API dsv2_status dsv2_session_fork(const dsv2_session *s, dsv2_session **out);
+
+/* Save a session in a file: its tokens, which of them are prompt, their cache, and the logits if it has any.  Sampling depends on nothing
+ * else but its parameters, so this is its whole state.  What an older file at path holds stays whole until the new one is complete and on
+ * the disk: it is written beside (path with an ending of ".XXXXXX", mode 0600), then renamed; an interrupted process may leave that file.
+ * A symbolic link at path is replaced.  Errors: IO, NOMEM, FORKED. */
+DSV2_API dsv2_status dsv2_session_save(const dsv2_session *s, const char *path);
+
+/* Put a session into the state of a saved one, of the same model and kv_type.  What else it was created with stays; with the same
+ * attention, on the same machine, it goes on to the same bits.  The pages come from its pool, while it still holds those that it has.
+ * They do not enter the prefix cache, nor does what follows them.
+ * Damage is found by checksums, but they are no signature: who can write the file can make up a session's past.
+ * Errors, each leaving the session as it was: IO, FORMAT (damaged, or saved with another model), UNSUPPORTED (by a newer library),
+ * INVALID (kv_type), CONTEXT_FULL, NO_PAGES, NOMEM, FORKED. */
+DSV2_API dsv2_status dsv2_session_restore(dsv2_session *s, const char *path);
+
+/* The same to a caller's buffer, and from it: *n is the count of bytes.  export's errors: BUFFER, NOMEM, FORKED; import's as restore's. */
+DSV2_API dsv2_status dsv2_session_export(const dsv2_session *s, void *buf, size_t capacity, size_t *n);
+DSV2_API dsv2_status dsv2_session_import(dsv2_session *s, const void *buf, size_t n);
 
 /* Ask the computing call on this session to stop; callable from any thread.  That call, or the next one, returns CANCELLED
  * with the session as it was, and the request is spent. */

@@ -23,6 +23,8 @@ static inline size_t dsv2i_dtype_size(int32_t dtype)
     return dtype == DSV2I_F32 ? 4 : 2;
 }
 
+#define DSV2I_KV_FORMAT 1 /* what the bytes of a token mean; a change makes saved sessions unreadable, and this number another */
+
 /* How a KV page stores a token of a layer: DSV2_KV_* of dsv2.h. */
 enum dsv2i_kv_type {
     DSV2I_KV_BF16 = 0, DSV2I_KV_F32 = 1, DSV2I_KV_F8_E4M3 = 2, DSV2I_KV_F8_E5M2 = 3, DSV2I_KV_INT8 = 4, DSV2I_KV_6BIT = 5,

@@ -5,6 +5,7 @@
 #include "logprobs.h"
 #include "params.h"
 #include "sampler.h"
+#include "save.h"
 #include "step.h"
 #include "text.h"
 
@@ -494,6 +495,39 @@ dsv2_status dsv2_session_fork(const dsv2_session *s, dsv2_session **out)
     REQUIRE(s);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
     return dsv2i_session_fork(s, out);
+}
+
+dsv2_status dsv2_session_save(const dsv2_session *s, const char *path)
+{
+    REQUIRE(s);
+    REQUIRE(path);
+    DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    return dsv2i_session_save(s, path);
+}
+
+dsv2_status dsv2_session_restore(dsv2_session *s, const char *path)
+{
+    REQUIRE(s);
+    REQUIRE(path);
+    DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    return dsv2i_session_restore(s, path);
+}
+
+dsv2_status dsv2_session_export(const dsv2_session *s, void *buf, size_t capacity, size_t *n)
+{
+    REQUIRE(s);
+    REQUIRE_ARRAY(buf, capacity);
+    REQUIRE(n);
+    DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    return dsv2i_session_export(s, buf, capacity, n);
+}
+
+dsv2_status dsv2_session_import(dsv2_session *s, const void *buf, size_t n)
+{
+    REQUIRE(s);
+    REQUIRE_ARRAY(buf, n);
+    DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    return dsv2i_session_import(s, buf, n);
 }
 
 void dsv2_session_cancel(dsv2_session *s)

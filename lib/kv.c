@@ -121,6 +121,7 @@ void dsv2i_kv_truncate(struct dsv2i_kv *kv, int32_t n)
         dsv2i_free(kv->pool->mem, kv->data);
         kv->data = NULL;
         kv->capacity = 0;
+        kv->foreign = 0;
     }
 }
 
@@ -135,6 +136,7 @@ dsv2_status dsv2i_kv_share(struct dsv2i_kv *dst, const struct dsv2i_kv *src)
     pthread_mutex_unlock(&src->pool->lock);
     dst->n_pages = src->n_pages;
     dst->n_entered = src->n_entered;
+    dst->foreign = src->foreign;
     return DSV2_OK;
 }
 
@@ -175,7 +177,7 @@ void dsv2i_kv_publish(struct dsv2i_kv *kv, struct dsv2i_space space, const int32
     dsv2_pool *pool = kv->pool;
     struct dsv2i_page *parent, *there;
 
-    if (!pool->n_buckets || kv->n_entered == pos / DSV2I_PAGE_TOKENS)
+    if (!pool->n_buckets || kv->foreign || kv->n_entered == pos / DSV2I_PAGE_TOKENS)
         return;
     pthread_mutex_lock(&pool->lock);
     for (int32_t i = kv->n_entered; i < pos / DSV2I_PAGE_TOKENS && parent_of(kv, i, &parent); i++) {

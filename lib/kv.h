@@ -11,6 +11,7 @@ struct dsv2i_kv {
     struct dsv2i_page **page;   /* (n_pages) in the same block of memory */
     int32_t n_pages, capacity;
     int32_t n_entered;          /* so many from the beginning are pages of the prefix cache */
+    int32_t foreign;            /* it begins with pages from a saved session: none of it enters the cache */
 };
 
 size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type);

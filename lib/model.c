@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "files.h"
+#include "hash.h"
 #include "params.h"
 #include "safetensors.h"
 #include "session.h"
@@ -491,6 +492,7 @@ static dsv2_status load_tokenizer(struct loader *l, const char *config, size_t n
     size_t n;
 
     DSV2I_TRY(load_optional(l, name, MAX_TOKENIZER, &text, &n));
+    m->tokenizer_hash = text ? dsv2i_hash(0, text, n) : 0;
     status = text ? dsv2i_tokenizer_parse(l->mem, name, text, n, "tokenizer_config.json", config, n_config,
                                           m->config.shape.vocab_size, m->config.bos_token_id, &m->tokenizer)
                   : DSV2_OK;
@@ -594,6 +596,7 @@ static dsv2_status new_model(struct loader *l, dsv2_context *ctx, const char *fo
     if (!m)
         return no_memory(l, "the model", sizeof *m);
     atomic_init(&m->refs, 1);
+    atomic_init(&m->weights_hash, 0);
     m->ctx = ctx;
     dsv2i_context_retain(ctx);
     l->m = m;

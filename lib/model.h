@@ -35,6 +35,8 @@ struct dsv2_model {
     struct dsv2i_chat *chat;                /* never NULL */
     dsv2_model_info info;
     uint64_t weight_memory, other_memory;   /* bytes held, for dsv2_memory */
+    uint64_t tokenizer_hash;                /* of tokenizer.json; 0: none */
+    atomic_uint_least64_t weights_hash;     /* see fingerprint.h; 0: nobody has asked yet */
     struct dsv2i_blobs *blobs;              /* mappings and blocks that the weights point into */
 };
 

@@ -205,6 +205,30 @@ class Sessions(unittest.TestCase):
         self.session.truncate(2)
         self.assertEqual(self.session.tokens, ids[:2])
 
+    def test_save_and_restore(self):
+        self.session.prefill(model.tokenize(PROMPT, bos=True))
+        self.session.decode(5)
+        logits, saved = bytes(self.session.logits), self.session.to_bytes()
+        with tempfile.TemporaryDirectory() as tmp, model.session(n_ctx=64, kv="f32") as other, model.session(n_ctx=64) as unlike:
+            path = Path(tmp, "später")
+            self.session.save(path)
+            self.assertEqual(path.read_bytes(), saved)
+            for restore in (lambda: other.restore(path), lambda: other.from_bytes(saved)):
+                other.truncate(0)
+                restore()
+                self.assertEqual((other.tokens, bytes(other.logits), other.to_bytes()), (self.session.tokens, logits, saved))
+            view = other.logits
+            other.restore(path)
+            self.assertEqual(bytes(view), logits)  # of the same memory
+            with self.assertRaisesRegex(dsv2.InvalidError, "später: kv_type"):
+                unlike.restore(path)
+            with self.assertRaisesRegex(dsv2.FormatError, "size"):
+                other.from_bytes(saved[:-1])
+            with self.assertRaisesRegex(dsv2.FileError, "nowhere"):
+                other.save(Path(tmp, "nowhere", "x"))
+            options = {"max_tokens": 12, "temperature": 1.0, "seed": 3, "frequency_penalty": 1.0}
+            self.assertEqual(other.generate(**options).text(), self.session.generate(**options).text())
+
     def test_cancel_from_another_thread(self):
         entered = threading.Event()
         with model.session(n_ctx=1024, n_batch=1, progress=lambda done, total: entered.set()) as session:

@@ -37,7 +37,7 @@ class OutOfMemoryError(Error, MemoryError):
 
 
 class FileError(Error):
-    """A file could not be opened or read."""
+    """A file could not be opened, read or written."""
 
 
 class FormatError(Error):

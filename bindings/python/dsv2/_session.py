@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -195,6 +196,26 @@ class Session(Handle):
     def fork(self) -> Session:
         """A second session with the same past; later changes to one do not touch the other."""
         return Session(self.model, _fork_of=self)
+
+    def save(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        """Save tokens, cache and logits in a file.  An older one at path stays whole until the new one is complete."""
+        check(lib().dsv2_session_save(self.pointer, os.fsencode(path)))
+
+    def restore(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        """Go on where a saved session of the same model and kv was.  An error leaves the session as it was."""
+        check(lib().dsv2_session_restore(self.pointer, os.fsencode(path)))
+
+    def to_bytes(self) -> bytes:
+        """What save() would write."""
+        n = ctypes.c_size_t()
+        lib().dsv2_session_export(self.pointer, None, 0, ctypes.byref(n))  # asks for the size
+        buffer = ctypes.create_string_buffer(n.value)
+        check(lib().dsv2_session_export(self.pointer, buffer, n.value, ctypes.byref(n)))
+        return buffer.raw
+
+    def from_bytes(self, data: bytes) -> None:
+        """restore() from to_bytes()."""
+        check(lib().dsv2_session_import(self.pointer, data, len(data)))
 
     def cancel(self) -> None:
         """Ask the computing call to stop, from any thread: it, or the next one, raises CancelledError."""

@@ -76,7 +76,7 @@ static void take_files(struct folder *folder, const uint8_t *data, size_t size)
 
 static void check_set(struct dsv2i_tensor_set *set, const struct folder *folder)
 {
-    uint64_t begin, end;
+    uint64_t begin, end, data = 0;
 
     for (size_t i = 0; i < dsv2i_tensors_count(set); i++) {
         struct dsv2i_tensor *t = dsv2i_tensors_at(set, i);
@@ -87,7 +87,13 @@ static void check_set(struct dsv2i_tensor_set *set, const struct folder *folder)
         MUST(dsv2i_tensors_find(set, t->name) == t);
         dsv2i_tensors_extent(set, t->file, &begin, &end);
         MUST(begin <= t->offset && t->offset + t->bytes <= end && end == f->size);
+        data += t->bytes;
     }
+    for (int32_t i = 0; i < dsv2i_tensors_files(set); i++) { /* tensors fill the data sections */
+        dsv2i_tensors_extent(set, i, &begin, &end);
+        data -= end - begin;
+    }
+    MUST(data == 0);
     MUST(dsv2i_tensors_files(set) <= folder->n);
     MUST(find(folder, dsv2i_tensors_source(set)));
 }

@@ -234,7 +234,7 @@ def tokenizer_seeds() -> None:
 
 TEXTS = ["", "Hello, world! 12345", "  two  spaces  ", "\tdef f(x):\r\n\treturn x**2\n", "naïve café — “quoted”…",
          "你好，世界！", "😀👍🏽 emoji", "한국어 text", "½ ² ①② १ २", "a\u00a0b\u3000c\u200bx\u180e", "a" * 300, " " * 300, "e\u0301" * 9,
-         "<｜begin▁of▁sentence｜>User: hi<｜end▁of▁sentence｜>", "\u0000\u0001\u007f", "שלום مرحبا", "thereandtherestandinthereon" * 4,
+         "<｜begin▁of▁sentence｜>User: hi<｜end▁of▁sentence｜>x<｜end▁of▁sentence｜>y", "\u0000\u0001\u007f", "שלום مرحبا", "thereandtherestandinthereon" * 4,
          "日本" * 30, "!?" * 40 + "\n\n\r\n"]
 
 
@@ -253,10 +253,12 @@ def regex_seeds() -> None:
     for i, pattern in enumerate(patterns):
         put("regex", str(i), pattern.encode() + SEP + walk)
     put("regex", "literal", b"\1he" + SEP + walk)
-    put("regex", "no-match", b"q(?=x)" + SEP + b"ab " * 400 + "é".encode() * 300)
+    put("regex", "no-match", b"q(?=x)" + SEP + b"x" + "é".encode() * 700)
     put("regex", "explodes", b"(a|aa)+$" + SEP + b"a" * 60 + b"b")
-    for n in range(13):
-        put("regex", f"deep-{n}", b"(?:(a)|b)*c" + SEP + b"ab" * 900 + (b"\xfe" + bytes([n]) if n else b""))
+    for n in (0, 28, 36):
+        put("regex", f"deep-{n}", b"(?:(a)|b)*(?=c)" + SEP + b"ab" * 1000 + (b"\xfe" + bytes([n]) if n else b""))
+    for n in range(20, 36):
+        put("regex", f"match-no-memory-{n}", b"(?:th|e)+(?=x)" + SEP + b"the there\xfe" + bytes([n]))
     for n in range(1, 12):
         put("regex", f"no-memory-{n}", b"(?:th|\\p{Lu})+[^a]" + SEP + walk + b"\xfe" + bytes([n]))
         put("regex", f"class-no-memory-{n}", "[\U00010000-\U00010400]?[a\U00010000]+".encode() + SEP + walk + b"\xfe" + bytes([n]))

@@ -9,7 +9,7 @@
 
 #include <cjson/cJSON.h>
 
-static const char *const f32_models[] = {"spec-a", "spec-b", "spec-c", "v2", "v25", "lite", "null-rope", "ties", "rare", "v5"};
+static const char *const f32_models[] = {"spec-a", "spec-b", "spec-c", "v2", "v25", "lite", "null-rope", "ties", "rare", "v5", "long"};
 static const char *const bf16_models[] = {"v2-bf16", "lite-bf16", "production-heads", "v5-fused-bf16"};
 static const char *const f16_models[] = {"lite-f16"};
 

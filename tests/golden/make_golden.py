@@ -60,6 +60,12 @@ RARE: Config = TIES | {
     "rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 24, "beta_fast": 16, "beta_slow": 2,
                      "mscale": 1.0, "mscale_all_dim": 0.5}, "rope_theta": 5000.0, "max_position_embeddings": 192,
 }
+# YaRN over 4,096 as in the releases, and a sequence past that.
+LONG: Config = LITE | {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1,
+    "num_key_value_heads": 1, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "rope_scaling": YARN, "max_position_embeddings": 163840,
+}
 WRONG: dict[str, Rules] = {
     "plain_top_k": Rules(routing="plain"),
     "topk_group_experts_of_every_group": Rules(routing="per-group"),
@@ -103,6 +109,7 @@ FIXTURES: dict[str, Fixture] = {
     "null-rope": Fixture(LITE | {"num_hidden_layers": 2, "rope_scaling": None, "max_position_embeddings": 4096,
                                 "rms_norm_eps": 0.02}, seed=4, wrong={"inner_norms_with_rms_norm_eps": Rules(inner_eps=0.02)}),
     "production-heads": Fixture(PRODUCTION, "bfloat16", tokens=140, seed=5, margin=0.2),
+    "long": Fixture(LONG, tokens=4300, seed=9, margin=0.01),
     "ties": Fixture(TIES, tokens=70, seed=6, wrong=WRONG_TIES),
     "rare": Fixture(RARE, tokens=70, seed=8, hf=False),
 }
@@ -184,7 +191,8 @@ def choose_ids(model: Model, fixture: Fixture) -> list[int]:
 
 
 def positions_of(tokens: int) -> list[int]:
-    wanted = {0, 1, 2, 3, 15, 16, 31, 32, 33, 48, 62, 63, 64, 65, 79, 80, 100, 126, 127, 128, 129, tokens - 2, tokens - 1}
+    wanted = {0, 1, 2, 3, 15, 16, 31, 32, 33, 48, 62, 63, 64, 65, 79, 80, 100, 126, 127, 128, 129, 2048, 4031, 4032, 4094, 4095, 4096,
+              4097, 4200, tokens - 2, tokens - 1}
     return sorted(p for p in wanted if p < tokens)
 
 

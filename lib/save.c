@@ -282,7 +282,7 @@ static dsv2_status write_and_rename(const dsv2_session *s, const char *path, int
 dsv2_status dsv2i_session_save(const dsv2_session *s, const char *path)
 {
     char temporary[PATH_MAX], folder[PATH_MAX];
-    const char *slash = strrchr(path, '/');
+    const char *slash;
     struct stat st;
     dsv2_status status;
     int dir, fd;
@@ -291,6 +291,7 @@ dsv2_status dsv2i_session_save(const dsv2_session *s, const char *path)
         return os_error(path, "cannot be written", ENAMETOOLONG);
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
         return dsv2i_fail(DSV2_ERR_IO, "%s: not a regular file", path);
+    slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
     dir = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0)

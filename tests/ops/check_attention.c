@@ -305,29 +305,38 @@ static void check_far_positions(void)
     free(q);
 }
 
-/* A NaN of any payload is one in a bf16 page, too: rounding must not carry it over to -0. */
+/* A NaN of any payload is one in every page, too (in bf16 rounding must not carry it over to -0), and reaches the result. */
 static void check_nan_key(void)
 {
     static const double freq[1];
     const struct dsv2i_shape s = { 1, 1, 1, 1, 0, 2, 1, 2, 1, 1, 0, 0, 0, 0, 1, 1, freq };
     const uint32_t payload = 0x7FFFFFFF;
-    float norm[2] = { 1, 1 }, kva[4] = { 1, 2, 3, 4 }, q[3] = { 0 };
-    const struct dsv2i_mla mla = { norm, { 0 } };
-    uint16_t page[DSV2I_PAGE_TOKENS * 4] = { 0 };
+    float norm[2] = { 1, 1 }, kva[4] = { 1, 2, 3, 4 }, up[4] = { 1, 1, 1, 1 };
+    const struct dsv2i_mla mla = { norm, { DSV2I_F32, 2, 2, up, NULL } };
+    uint8_t page[DSV2I_PAGE_TOKENS * 32];
     void *pages[1] = { page };
     int32_t zero = 0;
-    const struct dsv2i_seq seq = { pages, DSV2I_ABSORBED, DSV2I_KV_BF16 };
-    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
 
     memcpy(&kva[2], &payload, sizeof payload);
-    for (int i = 0; i < n_variants; i++) {
-        memset(page, 0, sizeof page);
-        expect(variants[i].be->op->reserve(variants[i].be, &s, 1) == 0, "NaN key", "no scratch");
-        variants[i].be->op->begin(variants[i].be, &s, &batch);
-        variants[i].be->op->mla_prepare(variants[i].be, q, kva, &mla, 0);
-        variants[i].be->op->finish(variants[i].be);
-        expect(isnan(ref_bf16(page[2])) && !isnan(ref_bf16(page[0])), "NaN key", "page has %04x", page[2]);
-    }
+    for (int kv_type = 0; kv_type < DSV2I_KV_TYPES; kv_type++)
+        for (int i = 0; i < n_variants; i++) {
+            struct dsv2i_backend *be = variants[i].be;
+            const struct dsv2i_seq seq = { pages, DSV2I_ABSORBED, kv_type };
+            const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+            float q[3] = { 1, 1, 1 }, o[1] = { 0 };
+            double kv[4];
+
+            memset(page, 0, sizeof page);
+            snprintf(name, sizeof name, "NaN key, %s pages, %s", kv_name[kv_type], variant_name(&variants[i]));
+            expect(be->op->reserve(be, &s, 1) == 0, name, "no scratch");
+            be->op->begin(be, &s, &batch);
+            be->op->mla_prepare(be, q, kva, &mla, 0);
+            be->op->mla_attend(be, o, q, &mla, 0);
+            be->op->finish(be);
+            ref_kv_read(kv, page, kv_type, 2, 2);
+            expect(isnan(kv[2]) && isnan(kv[3]) && !isnan(kv[0]) && !isnan(kv[1]), name, "page has %g %g %g %g", kv[0], kv[1], kv[2], kv[3]);
+            expect(isnan(o[0]), name, "result %g", (double)o[0]);
+        }
 }
 
 void check_attention(void)

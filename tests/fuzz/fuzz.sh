@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 what=${1:?usage: fuzz.sh SECONDS|coverage [TARGET ...]}
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(json config safetensors tokenizer regex encode chat text)
+[ ${#targets[@]} -gt 0 ] || targets=(json config safetensors tokenizer regex encode chat text save)
 build=${BUILD:-build-fuzz}
 
 setup() { # FOLDER MESON-OPTION...
@@ -22,7 +22,7 @@ if [ "$what" = coverage ]; then
   LLVM_PROFILE_FILE=/dev/null setup "$build-coverage" -Dc_args="$flags -fsanitize=fuzzer-no-link" -Dc_link_args="$flags"
   # What each target is there for.  The bundled tokenizer cannot reach all of encode.c: its added tokens have no options.
   declare -A sources=([json]=json [config]=config [safetensors]=safetensors
-    [tokenizer]="tokenizer vocab added encode bpe pretokenizer unicode" [regex]="regex class_pattern" [encode]=bpe [chat]=chat [text]=text)
+    [tokenizer]="tokenizer vocab added encode bpe pretokenizer unicode" [regex]="regex class_pattern" [encode]=bpe [chat]=chat [text]=text [save]=save)
   poor=0
   for t in "${targets[@]}"; do
     LLVM_PROFILE_FILE="$build-coverage/$t.raw" "$build-coverage/tests/fuzz/fuzz_$t" -runs=0 "tests/fuzz/corpus/$t" >"$build-coverage/$t.log" 2>&1

@@ -340,5 +340,29 @@ def text_seeds() -> None:
         put("text", f"no-memory-{n}", b"\1then" + SEP + there * 8 + b"\xfe" + bytes([n]))
 
 
-for seeds in (json_seeds, config_seeds, safetensors_seeds, tokenizer_seeds, regex_seeds, encode_seeds, chat_seeds, text_seeds):
+def save_seeds() -> None:
+    """tests/fuzz/fuzz_save.c has the good files; these are its flags, the number of one, and changes to it."""
+    patch, seal, own, through, cut = 1, 2, 4, 8, 16
+
+    def xor(at: int, value: int) -> bytes:
+        return bytes([at & 0xFF, at >> 8, value])
+
+    for kv_type in range(6):
+        for length in range(6):
+            for truncated in range(2):
+                put("save", f"good-{kv_type}-{length}-{truncated}", bytes([patch, kv_type * 12 + length * 2 + truncated]))
+    for at in (0, 8, 12, 20, 28, 36, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84, 92, 100):
+        put("save", f"forged-{at}", bytes([patch | seal, 4]) + xor(at, 0x81))
+        put("save", f"broken-{at}", bytes([patch, 4]) + xor(at, 0x81))
+    put("save", "tokens", bytes([patch | seal, 4]) + xor(95, 0x80))
+    put("save", "page", bytes([patch, 8]) + xor(0x8000 | 20, 1))
+    put("save", "logits", bytes([patch, 2]) + xor(130, 1))
+    put("save", "cut", bytes([patch | cut, 4, 9]))
+    put("save", "cut-file", bytes([patch | cut | through, 4, 200]))
+    put("save", "file", bytes([patch | through, 8]))
+    put("save", "raw", bytes([seal | own]) + b"DSV2SESS" + struct.pack("<IQQQQ10I", 1, 100, 0, 0, 0, 160, 3, 0, 1, 160, 64, 0, 0, 0, 0) + bytes(16))
+    put("save", "short", b"\0DSV2")
+
+
+for seeds in (json_seeds, config_seeds, safetensors_seeds, tokenizer_seeds, regex_seeds, encode_seeds, chat_seeds, text_seeds, save_seeds):
     seeds()

@@ -279,7 +279,8 @@ typedef struct dsv2_chat_message {
 
 /* Render messages (n of them, each message_size = sizeof(dsv2_chat_message) bytes apart) byte for byte as the checkpoint's
  * chat_template does.  The text begins with the BOS marker: tokenize it without DSV2_TOKENIZE_BOS.
- * Errors: UNSUPPORTED (no template, an unknown one), UTF8, BUFFER. */
+ * V2.5: messages of the role "tool" are rendered; an assistant's tool calls have no place in a message (docs/architecture.md).
+ * Errors: UNSUPPORTED (no template, an unknown one, V2.5 and an assistant's content is NULL), UTF8, BUFFER. */
 DSV2_API dsv2_status dsv2_chat_apply(const dsv2_model *model, const dsv2_chat_message *messages, size_t message_size,
                                      size_t n_messages, uint32_t flags, char *text, size_t capacity, size_t *n);
 

@@ -470,6 +470,10 @@ static dsv2_status check(const struct conversation *v)
         const dsv2_chat_message *m = message_at(v, i);
         size_t valid;
 
+        /* None in Jinja: the template renders the message's tool_calls instead */
+        if (v->chat->kind == DSV2_CHAT_V25 && !m->content && !strcmp(m->role, "assistant"))
+            return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "messages[%zu].content: is NULL, which stands for tool calls here, and a message "
+                                                    "cannot hold them; render the text yourself and tokenize it", i);
         if (m->n_content > SIZE_MAX / 4 - total)
             return dsv2i_fail(DSV2_ERR_LIMIT, "messages[%zu].n_content: %zu: the conversation is too long", i, m->n_content);
         total += m->n_content;

@@ -145,6 +145,11 @@ class Text(unittest.TestCase):
         attack = [{"role": "user", "content": model.detokenize([model.info.eos_token_id])}]
         self.assertNotIn(model.info.eos_token_id, model.chat_tokens(attack))
         self.assertIn(model.info.eos_token_id, model.chat_tokens(attack, markers=True))
+        with self.assertRaisesRegex(ValueError, r"messages\[1\]: tool_calls"):
+            model.chat_text([*messages[:1], {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}])
+        with self.assertRaisesRegex(TypeError, r"messages\[0\]: content: None is not a string"):
+            model.chat_tokens([{"role": "user", "content": None, "tool_calls": None}])
+        self.assertEqual(model.chat_text([{**m, "tool_calls": []} for m in messages]), text)
 
 
 class Sessions(unittest.TestCase):

@@ -281,6 +281,25 @@ static void test_errors(void **state)
     dsv2i_chat_free(v2);
 }
 
+/* Where V2.5 would render tool calls, which a message cannot hold. */
+static void test_tool_calls(void **state)
+{
+    dsv2_chat_message m[] = {{"user", "w?", 2}, {"assistant", NULL, 0}, {"tool", "1", 1}}, empty = {"user", NULL, 0};
+    struct dsv2i_chat *v2 = parse_named("v2-chat"), *v25 = parse_named("v2.5");
+    char text[256];
+    size_t n;
+
+    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_ERR_UNSUPPORTED);
+    assert_non_null(strstr(dsv2_last_error(), "messages[1].content: is NULL, which stands for tool calls"));
+    m[1].content = ""; /* not None: an empty answer */
+    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_OK);
+    assert_int_equal(dsv2i_chat_apply(v25, &empty, sizeof empty, 1, 0, text, sizeof text, &n), DSV2_OK);
+    m[1].content = NULL;
+    assert_int_equal(dsv2i_chat_apply(v2, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_OK);
+    dsv2i_chat_free(v2);
+    dsv2i_chat_free(v25);
+}
+
 /* What a user types stays text, and the rest is cut as if it were all one text. */
 static void test_no_markers(void **state)
 {
@@ -327,7 +346,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_renderings), cmocka_unit_test(test_recognised), cmocka_unit_test(test_variants),
-        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_override), cmocka_unit_test(test_errors), cmocka_unit_test(test_no_markers),
+        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_override), cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_tool_calls), cmocka_unit_test(test_no_markers),
     };
 
     return cmocka_run_group_tests(tests, load_templates, free_templates);

@@ -17,8 +17,9 @@ from ._lib import lib
 if TYPE_CHECKING:
     from ._session import Score, Session
 
-Message = Mapping[str, str]
-"""A chat message as everywhere in the Hugging Face world: {"role": "user", "content": "Hello"}."""
+Message = Mapping[str, Any]
+"""A chat message as everywhere in the Hugging Face world: {"role": "user", "content": "Hello"}.  Contents are strings; tool_calls are
+refused with a ValueError (docs/architecture.md says what to do instead)."""
 
 Progress = Callable[[int, int], Optional[bool]]
 """Called with (done, total); returning False cancels, as does an exception, which then comes out of the call."""
@@ -305,7 +306,12 @@ def take_bytes(data: ctypes.c_void_p, n: ctypes.c_size_t) -> bytes:
 
 def chat_messages(messages: Iterable[Message]) -> Tuple[Any, int]:
     rows = []
-    for message in messages:
+    for i, message in enumerate(messages):
+        if message.get("tool_calls"):
+            raise ValueError(f"messages[{i}]: tool_calls: a message cannot hold them; render the text yourself and tokenize it")
+        for key in ("role", "content"):
+            if not isinstance(message[key], str):
+                raise TypeError(f"messages[{i}]: {key}: {message[key]!r} is not a string")
         content = message["content"].encode()
         rows.append(_lib.ChatMessage(message["role"].encode(), content, len(content)))
     return (_lib.ChatMessage * len(rows))(*rows), len(rows)

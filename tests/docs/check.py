@@ -2,8 +2,9 @@
 
 SPDX-License-Identifier: MIT
 
-Links lead somewhere, the API page is current, and the README's C and Python run.
+Links lead somewhere, what the pages name exists, the API page is current, and the README's C and Python run.
 """
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,40 @@ def dead_links(page):
             yield f"{target}: no such heading"
 
 
+def files(*suffixes):
+    return [p for p in ROOT.rglob("*") if p.suffix in suffixes and not p.relative_to(ROOT).parts[0].startswith((".", "build"))]
+
+
+def unknown_names(page, files, sources, programs):
+    """Files, functions, constants and programs that stand in backticks and are nowhere else."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for span in re.findall(r"`([^`]+)`", text):
+        if re.fullmatch(r"[\w./*-]+\.(c|h|py|md|json|build|abi)", span) and "OP" not in span:
+            if not any(p.match(span) for p in files):
+                yield f"{span}: no such file"
+        for name in re.findall(r"\b(?:dsv2i?|DSV2I?)_\w+", span):
+            if name not in sources and name not in ("dsv2_noun_verb", "dsv2_x_params_init"):
+                yield f"{name}: nowhere in the sources"
+        for name in re.findall(r"\bdsv2-\w+", span):
+            if name not in programs:
+                yield f"{name}: no such program"
+
+
+def unknown_commands(pages, build):
+    """Options of the build and of tests/run, and suites."""
+    def introspect(what):
+        return json.loads(subprocess.check_output(["meson", "introspect", what, build]))
+
+    options = {o["name"] for o in introspect("--buildoptions")}
+    suites = {s.split(":")[-1] for t in introspect("--tests") for s in t["suite"]}
+    usage = subprocess.check_output([sys.executable, ROOT / "tests" / "lanes.py", "--help"], text=True)
+    for text in pages:
+        yield from (f"-D{o}: no such option" for o in re.findall(r"-D(\w+)=", text) if o not in options)
+        yield from (f"--suite {s}: no such suite" for s in re.findall(r"--suite (\w+)", text) if s not in suites)
+        for line in re.findall(r"sh tests/run(.*)", text):
+            yield from (f"tests/run {o}: no such option" for o in re.findall(r"--[\w-]+", line) if not re.search(rf"{o}\b(?!-)", usage))
+
+
 def run(*command, **env):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, **env})
     return [] if done.returncode == 0 and done.stdout.strip() else (done.stdout + done.stderr).splitlines() or ["it printed nothing"]
@@ -55,10 +90,24 @@ def main():
         if not page.parts[0].startswith((".", "build")):
             case(f"links of {page}", list(dead_links(ROOT / page)))
 
+    known = files(".c", ".h", ".py", ".md", ".json", ".build", ".abi")
+    sources = set(re.findall(r"\w+", "\n".join(p.read_text() for p in files(".c", ".h", ".py", ".map")
+                                               if p.relative_to(ROOT).parts[0] in ("include", "lib", "kernels", "bindings"))))
+    programs = {p.name for p in (build / "examples").glob("dsv2-*")} | {"dsv2-verify"}
+    for page in ("README.md", "CONTRIBUTING.md", "NEWS.md", "docs/architecture.md", "docs/abi.md", "docs/numerics.md", "docs/model.md"):
+        case(f"what {page} names exists", list(unknown_names(ROOT / page, known, sources, programs)))
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    case("the architecture has every file of lib/", [p.name for p in sorted((ROOT / "lib").glob("*.c")) if f"`lib/{p.name}`" not in architecture])
+
+    readme = (ROOT / "README.md").read_text()
+    case("options and suites exist", list(unknown_commands([readme, (ROOT / "CONTRIBUTING.md").read_text()], build)))
+    packages = re.search(r"apt-get install ([\w. -]+)", readme)[1].split()
+    script, = re.findall(r'^build_packages="(.*)"', (ROOT / "examples" / "setup.sh").read_text(), re.M)
+    case("the README's packages are those of the scripts", sorted(set(packages) ^ set(script.split())))
+
     done = subprocess.run([sys.executable, ROOT / "docs" / "make_api.py", "--check"], capture_output=True, text=True)
     case("docs/api.md is made from the header as it is", done.stdout.splitlines() if done.returncode else [])
 
-    readme = (ROOT / "README.md").read_text()
     first = re.findall(r"```(\w*)\n(.*?)```", readme, re.S)[:2]
     case("the README opens with two one-line commands", [] if all(k == "sh" and c.count("\n") == 1 for k, c in first) else [str(first)])
 

@@ -300,6 +300,15 @@ static char *replace(char *text, const char *from, const char *to)
     return out;
 }
 
+void files_replace(struct files *f, const char *name, const char *from, const char *to)
+{
+    int i = find_file(f, name);
+
+    assert_true(i >= 0);
+    f->file[i].data = replace(f->file[i].data, from, to);
+    f->file[i].size = strlen(f->file[i].data);
+}
+
 void tiny_files(struct files *f)
 {
     static const char generation[] =

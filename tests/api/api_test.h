@@ -72,6 +72,7 @@ struct files {
 };
 void files_add(struct files *f, const char *name, char *data, size_t size); /* takes data over */
 void files_add_golden(struct files *f, const char *golden_name, const char *name);
+void files_replace(struct files *f, const char *name, const char *from, const char *to); /* the first from in a text file */
 void files_free(struct files *f);
 dsv2_reader files_reader(struct files *f);
 

@@ -234,6 +234,10 @@ class Runner:
                                   "valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite",
                                   DSV2_TEST_CPU="1"))
 
+    def long_context(self) -> Counts:
+        """131,072 tokens on one layer of V2's shape."""
+        return self.sh(self.build / "gcc" / "tests" / "api" / "long_context")
+
     def oracles(self) -> Counts:
         """What compares with the code of others, in an environment of its own; and mypy on the Python package."""
         if not importlib.util.find_spec("ensurepip"):
@@ -299,6 +303,7 @@ def main() -> int:
         if args.all:
             for level, name, flag in (("0", "plain C", ""), ("1", "AVX2", "avx2"), ("2", "AVX-512", "avx512bw")):
                 lane(f"the model on {name}", run.level(level, flag))
+            lane("long context", run.long_context)
             lane("valgrind", run.valgrind)
             lane("oracles (HF Transformers, Tokenizers)", run.oracles)
     lane("header alone: C99, C++11", run.header)

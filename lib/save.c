@@ -450,7 +450,7 @@ static dsv2_status read_sections(struct in *in, const struct header *h, const ds
     DSV2I_TRY(take(in, "tokens", to->section, (size_t)(4 * h->n_tokens)));
     get_words(to->tokens, to->section, (size_t)h->n_tokens);
     for (uint64_t i = 0; i < h->n_tokens; i++)
-        if (to->tokens[i] < 0 || (uint64_t)to->tokens[i] >= h->vocab_size)
+        if (to->tokens[i] < 0 || to->tokens[i] >= (int64_t)h->vocab_size)
             return dsv2i_fail(DSV2_ERR_FORMAT, "%s: tokens[%llu]: %d is not in 0..%llu (vocab_size - 1)", in->name,
                               (unsigned long long)i, to->tokens[i], (unsigned long long)h->vocab_size - 1);
     if (h->n_logits) {

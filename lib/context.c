@@ -43,13 +43,12 @@ dsv2_status dsv2i_context_create(const dsv2_context_params *params, dsv2_context
     ctx->log = p.log;
     ctx->log_user = p.log_user;
     ctx->memory_bytes = p.memory_bytes ? p.memory_bytes : physical_memory() / 4 * 3;
-    if (pthread_mutex_init(&ctx->step, NULL)) {
-        dsv2i_free(&mem, ctx);
-        return dsv2i_fail(DSV2_ERR_NOMEM, "context: no mutex");
-    }
+    pthread_mutex_init(&ctx->turn.lock, NULL); /* neither can fail on Linux */
+    pthread_cond_init(&ctx->turn.moved, NULL);
     int rc = dsv2i_cpu_open(&ctx->mem, p.cpu_level, p.n_threads, &ctx->backend);
     if (rc) {
-        pthread_mutex_destroy(&ctx->step);
+        pthread_cond_destroy(&ctx->turn.moved);
+        pthread_mutex_destroy(&ctx->turn.lock);
         dsv2i_free(&mem, ctx);
         return rc == -2 ? dsv2i_fail(DSV2_ERR_UNSUPPORTED, "dsv2_context_params: cpu_level: this machine lacks level %d",
                                      p.cpu_level)
@@ -75,10 +74,30 @@ void dsv2i_context_release(dsv2_context *ctx)
         if (ctx->activations)
             ctx->backend->op->mem_free(ctx->backend, ctx->activations, ctx->activations_bytes);
         ctx->backend->op->close(ctx->backend);
-        pthread_mutex_destroy(&ctx->step);
+        pthread_cond_destroy(&ctx->turn.moved);
+        pthread_mutex_destroy(&ctx->turn.lock);
     }
     mem = ctx->mem;
     dsv2i_free(&mem, ctx);
+}
+
+void dsv2i_context_begin_turn(dsv2_context *ctx)
+{
+    uint64_t ticket;
+
+    pthread_mutex_lock(&ctx->turn.lock);
+    ticket = ctx->turn.taken++;
+    while (ctx->turn.now != ticket)
+        pthread_cond_wait(&ctx->turn.moved, &ctx->turn.lock);
+    pthread_mutex_unlock(&ctx->turn.lock);
+}
+
+void dsv2i_context_end_turn(dsv2_context *ctx)
+{
+    pthread_mutex_lock(&ctx->turn.lock);
+    ctx->turn.now++;
+    pthread_cond_broadcast(&ctx->turn.moved);
+    pthread_mutex_unlock(&ctx->turn.lock);
 }
 
 dsv2_status dsv2i_context_check(const dsv2_context *ctx)

@@ -59,7 +59,7 @@ dsv2_status dsv2i_forward_reserve(dsv2_context *ctx, const struct dsv2i_config *
     size_t bytes = dsv2i_forward_bytes(&config->shape, n_rows);
     int failed;
 
-    pthread_mutex_lock(&ctx->step);
+    dsv2i_context_begin_turn(ctx);
     failed = be->op->reserve(be, &config->shape, n_rows);
     if (!failed && bytes > ctx->activations_bytes) {
         void *block = be->op->mem_alloc(be, bytes);
@@ -72,7 +72,7 @@ dsv2_status dsv2i_forward_reserve(dsv2_context *ctx, const struct dsv2i_config *
         }
         failed = !block;
     }
-    pthread_mutex_unlock(&ctx->step);
+    dsv2i_context_end_turn(ctx);
     return failed ? dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %zu bytes of activations (n_batch %d)", bytes, n_rows)
                   : DSV2_OK;
 }
@@ -165,7 +165,7 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     int32_t n = batch->n_rows, cancelled = 0, failed;
     struct activations a;
 
-    pthread_mutex_lock(&m->ctx->step);
+    dsv2i_context_begin_turn(m->ctx);
     lay_out(&a, m->ctx->activations, s, (size_t)n);
     op->begin(be, s, batch);
     op->embed(be, a.x, &m->embed_tokens);
@@ -177,7 +177,7 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     if (!cancelled)
         outputs(m, &a, out, batch->n_seqs);
     failed = op->finish(be);
-    pthread_mutex_unlock(&m->ctx->step);
+    dsv2i_context_end_turn(m->ctx);
 
     if (cancelled)
         return dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");

@@ -341,27 +341,34 @@ def text_seeds() -> None:
 
 
 def save_seeds() -> None:
-    """tests/fuzz/fuzz_save.c has the good files; these are its flags, the number of one, and changes to it."""
-    patch, seal, own, through, cut = 1, 2, 4, 8, 16
+    files, unsealed, small, raw = 1, 2, 4, 8
+    of3, of64, of70 = 6, 12, 18 # BF16; see fuzz_save.c
 
-    def xor(at: int, value: int) -> bytes:
-        return bytes([at & 0xFF, at >> 8, value])
+    def one(name: str, flags: int, which: int, more: int = 0, *changes: tuple[int, int]) -> None:
+        put("save", name, struct.pack(">BBh", flags, which, more) + b"".join(struct.pack(">HB", *c) for c in changes))
 
-    for kv_type in range(6):
-        for length in range(6):
-            for truncated in range(2):
-                put("save", f"good-{kv_type}-{length}-{truncated}", bytes([patch, kv_type * 12 + length * 2 + truncated]))
-    for at in (0, 8, 12, 20, 28, 36, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84, 92, 100):
-        put("save", f"forged-{at}", bytes([patch | seal, 4]) + xor(at, 0x81))
-        put("save", f"broken-{at}", bytes([patch, 4]) + xor(at, 0x81))
-    put("save", "tokens", bytes([patch | seal, 4]) + xor(95, 0x80))
-    put("save", "page", bytes([patch, 8]) + xor(0x8000 | 20, 1))
-    put("save", "logits", bytes([patch, 2]) + xor(130, 1))
-    put("save", "cut", bytes([patch | cut, 4, 9]))
-    put("save", "cut-file", bytes([patch | cut | through, 4, 200]))
-    put("save", "file", bytes([patch | through, 8]))
-    put("save", "raw", bytes([seal | own]) + b"DSV2SESS" + struct.pack("<IQQQQ10I", 1, 100, 0, 0, 0, 160, 3, 0, 1, 160, 64, 0, 0, 0, 0) + bytes(16))
-    put("save", "short", b"\0DSV2")
+    for which in range(36):
+        one(f"good-{which}", 0, which)
+    for i, (at, value) in enumerate((
+        (0, 88), (8, 2), (12, 0), (20, 1), (28, 1), (36, 1), (44, 9), (48, 2), (52, 1), (56, 9), (60, 0), (64, 0), (68, 1), (72, 2), (72, 200), (76, 9), (80, 0),
+        (80, 9), (95, 9), (92, 99), (130, 255), (160, 127), (199, 1),
+    )):
+        one(f"edit-{i}", 0, of3, 0, (at, value))
+        one(f"unsealed-{i}", unsealed, of3, 0, (at, value))
+    one("logits-only", 0, 0, 52, (80, 11))
+    one("no-prompt", 0, of3, 0, (76, 0))
+    for more in (1, -1, -200, -5000):
+        one(f"length-{more}", 0, of3, more)
+        one(f"unsealed-length-{more}", unsealed, of3, more)
+    one("small", small, of64)
+    one("files", files, of70)
+    one("files-short", files | unsealed, of70, -1)
+    one("files-empty", files, of3, -5000)
+    one("nothing", 0, 0)
+    put("save", "raw", bytes([raw, 0]) + b"DSV2SESS" + struct.pack("<IQQQQ10I", 1, 100, 0, 0, 0, 11, 3, 0, 1, 18, 64, 0, 0, 0, 0) + bytes(16))
+    put("save", "raw-short", bytes([raw | unsealed, 0]) + b"DSV2")
+    for n in range(1, 40):
+        put("save", f"no-memory-{n}", struct.pack(">BBh", n % 2, of70, 0) + b"\xfe" + bytes([n]))
 
 
 for seeds in (json_seeds, config_seeds, safetensors_seeds, tokenizer_seeds, regex_seeds, encode_seeds, chat_seeds, text_seeds, save_seeds):

@@ -267,6 +267,124 @@ class Sessions(unittest.TestCase):
         self.assertEqual([t.rank for t in windows.tokens[:40]], [t.rank for t in score.tokens[:40]])
 
 
+class Steps(unittest.TestCase):
+    """Many sessions in a step, and the pool that they share."""
+
+    def session(self, **options):
+        session = model.session(n_ctx=512, **options)
+        self.addCleanup(session.close)
+        return session
+
+    def test_every_member_gets_what_it_would_alone(self):
+        prompts = [model.tokenize(text, bos=True) for text in (PROMPT, "12+30=", "User: Hello!\n\nAssistant:")]
+        sessions, alone = [self.session() for _ in prompts], [self.session() for _ in prompts]
+        results = dsv2.step([dsv2.StepMember(s, p, score=True) for s, p in zip(sessions, prompts)])
+        for s, other, prompt, result in zip(sessions, alone, prompts, results):
+            self.assertIsNone(result.error)
+            self.assertEqual(result.scores[1:], other.score(prompt)[1:])  # the first one's are NaN
+            self.assertEqual(bytes(s.logits), bytes(other.logits))
+        results = dsv2.step(dsv2.StepMember(s, [7], decoded=True) for s in sessions)
+        self.assertEqual(results, [dsv2.StepResult(None, None)] * 3)
+        for s, other in zip(sessions, alone):
+            other.decode(7)
+            self.assertEqual(bytes(s.logits), bytes(other.logits))
+
+    def test_output_is_what_was_decoded(self):
+        as_output, as_prompt = self.session(), self.session()
+        dsv2.step([dsv2.StepMember(s, [1, 2]) for s in (as_output, as_prompt)])
+        dsv2.step([dsv2.StepMember(as_output, [3], decoded=True), dsv2.StepMember(as_prompt, [3])])
+        plain, punished = dsv2.Sampling(temperature=0), dsv2.Sampling(temperature=0, logit_bias={3: 100}, presence_penalty=2)
+        self.assertEqual(as_output.sample(plain), as_prompt.sample(plain))
+        seen = []
+        for s in (as_output, as_prompt):
+            punished.callback = lambda logits: seen.append(logits[3])
+            s.sample(punished)
+        self.assertAlmostEqual(seen[1] - seen[0], 2, places=3)
+
+    def test_a_failure_is_its_members_own(self):
+        good, full, wrong = self.session(), model.session(n_ctx=4), self.session()
+        self.addCleanup(full.close)
+        results = dsv2.step([dsv2.StepMember(full, [1] * 5), dsv2.StepMember(good, [1, 2, 3]), dsv2.StepMember(wrong, [1, -1])])
+        self.assertIsInstance(results[0].error, dsv2.ContextFullError)
+        self.assertIsNone(results[1].error)
+        self.assertIsInstance(results[2].error, dsv2.InvalidError)
+        self.assertIn("tokens[1]: -1", str(results[2].error))
+        self.assertEqual([s.position for s in (full, good, wrong)], [0, 3, 0])
+
+    def test_callbacks_of_members(self):
+        def fail(done, total):
+            raise ZeroDivisionError
+
+        good, bad = self.session(n_batch=8), self.session(n_batch=8, progress=fail)
+        results = dsv2.step([dsv2.StepMember(s, [1] * 20) for s in (good, bad)])
+        self.assertIsNone(results[0].error)
+        self.assertIsInstance(results[1].error, ZeroDivisionError)
+        self.assertEqual((good.position, bad.position), (20, 0))
+        bad.cancel()
+        results = dsv2.step([dsv2.StepMember(s, [1]) for s in (good, bad)])
+        self.assertIsInstance(results[1].error, dsv2.CancelledError)
+
+    def test_members_that_make_no_sense(self):
+        s = self.session()
+        for members in ([], [dsv2.StepMember(s, [])], [dsv2.StepMember(s, [1])] * 2):
+            with self.assertRaises(dsv2.InvalidError):
+                dsv2.step(members)
+        self.assertEqual(s.position, 0)
+
+    def test_no_logits(self):
+        s = self.session()
+        dsv2.step([dsv2.StepMember(s, [1, 2], logits=False)])
+        with self.assertRaises(dsv2.StateError):
+            s.logits
+
+    def test_a_pool_bounds_its_sessions(self):
+        with dsv2.Pool(model, tokens=128, kv="f32") as pool:
+            info = pool.info
+            self.assertEqual((info.kv, info.page_tokens, info.pages, info.pages_used), ("f32", 64, 2, 0))
+            one, two = self.session(pool=pool), self.session(pool=pool)
+            self.assertEqual(one.memory.kv_per_token, info.page_bytes / 64)
+            results = dsv2.step([dsv2.StepMember(one, [1] * 65), dsv2.StepMember(two, [1] * 10)])
+            self.assertIsNone(results[0].error)
+            self.assertIsInstance(results[1].error, dsv2.NoPagesError)
+            self.assertEqual(pool.info.pages_used, 2)
+            one.truncate(0)
+            two.prefill([1] * 10)
+            self.assertEqual(pool.info.pages_used, 1)
+        self.assertEqual(two.position, 10)  # sessions keep the pool
+        with dsv2.Pool(model) as pool, dsv2.Model(MODEL) as other:
+            self.assertIsNone(pool.info.pages)
+            with self.assertRaisesRegex(dsv2.InvalidError, "another model"):
+                other.session(pool=pool)
+        for mistake in ({"tokens": 64, "bytes": 1 << 20}, {"bytes": 1}):
+            with self.assertRaises(dsv2.InvalidError):
+                dsv2.Pool(model, **mistake)
+
+    def test_prefixes_are_reused(self):
+        prompt = [1 + i % 50 for i in range(200)]
+        with dsv2.Pool(model, prefix_cache_bytes=1 << 24) as pool:
+            first, again, apart = (self.session(pool=pool, cache_namespace=n) for n in (1, 1, 2))
+            first.prefill(prompt)
+            self.assertEqual((pool.info.reused_tokens, pool.info.entered), (0, 3))
+            again.prefill(prompt)
+            self.assertEqual((pool.info.prompt_tokens, pool.info.reused_tokens), (400, 192))
+            apart.prefill(prompt)
+            self.assertEqual(pool.info.reused_tokens, 192)
+            self.assertEqual(bytes(first.logits), bytes(again.logits))
+
+    def test_kv_types(self):
+        ids, logits = model.tokenize(PROMPT, bos=True), {}
+        for kv in dsv2.KV_TYPES:
+            with self.session(kv=kv) as s:
+                s.prefill(ids)
+                logits[kv] = s.logits.copy(), s.memory.kv_per_token
+        exact, most = logits.pop("f32")
+        for kv, (x, size) in logits.items():
+            with self.subTest(kv):
+                self.assertLess(size, most)
+                self.assertLess(numpy.abs(x - exact).max(), 0.2 * numpy.abs(exact).max())
+                self.assertTrue((x != exact).any())
+
+
 class Generating(unittest.TestCase):
     def setUp(self):
         self.session = model.session(n_ctx=256)

@@ -15,14 +15,14 @@ from ._errors import (CancelledError, ContextFullError, Error, FileError, Forked
                      InvalidError, LimitError, NoPagesError, NumericError, OutOfMemoryError, StateError, UTF8Error,
                      UnsupportedError)
 from ._lib import load_library
-from ._model import Context, Memory, Message, Model, ModelInfo, TextStream, inspect, version
-from ._session import Generation, Logprob, Sampling, Score, Session, TokenScore
+from ._model import KV_TYPES, Context, Memory, Message, Model, ModelInfo, Pool, PoolInfo, TextStream, inspect, version
+from ._session import Generation, Logprob, Sampling, Score, Session, StepMember, StepResult, TokenScore, step
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CancelledError", "Context", "ContextFullError", "Error", "FileError", "ForkedError", "FormatError", "Generation",
+    "KV_TYPES", "CancelledError", "Context", "ContextFullError", "Error", "FileError", "ForkedError", "FormatError", "Generation",
     "InternalError", "InvalidError", "LimitError", "Logprob", "Memory", "Message", "Model", "ModelInfo", "NoPagesError", "NumericError",
-    "OutOfMemoryError", "Sampling", "Score", "Session", "StateError", "TextStream", "TokenScore", "UTF8Error",
-    "UnsupportedError", "inspect", "load_library", "version",
+    "OutOfMemoryError", "Pool", "PoolInfo", "Sampling", "Score", "Session", "StateError", "StepMember", "StepResult", "TextStream",
+    "TokenScore", "UTF8Error", "UnsupportedError", "inspect", "load_library", "step", "version",
 ]

@@ -87,8 +87,16 @@ BY_STATUS: Dict[int, Type[Error]] = {
 }
 
 
+def exception(status: int, text: str) -> Error:
+    return BY_STATUS.get(status, Error)(text, status)
+
+
+def last_error() -> str:
+    """The library's text of the last failure on this thread."""
+    return bytes(lib().dsv2_last_error()).decode(errors="replace")
+
+
 def check(status: int) -> None:
     """Raise the exception of a status, unless it is success."""
     if status:
-        text = bytes(lib().dsv2_last_error()).decode(errors="replace")
-        raise BY_STATUS.get(status, Error)(text, status)
+        raise exception(status, last_error())

@@ -28,7 +28,9 @@ PathLike = Union[str, "os.PathLike[str]"]
 _Self = TypeVar("_Self", bound="Handle")
 
 CPU_LEVELS = {"best": _lib.CPU_BEST, "reference": _lib.CPU_REFERENCE, "avx2": _lib.CPU_AVX2, "avx512": _lib.CPU_AVX512}
-KV_TYPES = {"bf16": _lib.KV_BF16, "f32": _lib.KV_F32}
+KV_TYPES = {"bf16": _lib.KV_BF16, "f32": _lib.KV_F32, "f8_e4m3": _lib.KV_F8_E4M3, "f8_e5m2": _lib.KV_F8_E5M2,
+            "int8": _lib.KV_INT8, "6bit": _lib.KV_6BIT}
+"""How a cache may be stored: name, number in dsv2.h."""
 ATTENTION = {"absorbed": _lib.ATTENTION_ABSORBED, "expanded": _lib.ATTENTION_EXPANDED, "auto": _lib.ATTENTION_AUTO}
 CHAT_TEMPLATES = {_lib.CHAT_NONE: None, _lib.CHAT_V2: "V2", _lib.CHAT_V25: "V2.5", _lib.CHAT_UNKNOWN: "unknown"}
 
@@ -89,8 +91,13 @@ class Callback:
             self.raised = e
             return 1
 
-    def check(self, status: int) -> None:
+    def take(self) -> Optional[BaseException]:
+        """The exception that is kept, if any; it is kept no longer."""
         raised, self.raised = self.raised, None
+        return raised
+
+    def check(self, status: int) -> None:
+        raised = self.take()
         if raised is not None:
             raise raised
         check(status)
@@ -267,10 +274,11 @@ class Model(Handle):
     # ---- what else there is to do with a model
 
     def session(self, *, n_ctx: int = 0, kv: str = "bf16", attention: str = "absorbed", n_batch: int = 256,
-                progress: Optional[Progress] = None) -> Session:
+                progress: Optional[Progress] = None, pool: Optional[Pool] = None, cache_namespace: int = 0) -> Session:
         """A new, empty Session; see there."""
         from ._session import Session
-        return Session(self, n_ctx=n_ctx, kv=kv, attention=attention, n_batch=n_batch, progress=progress)
+        return Session(self, n_ctx=n_ctx, kv=kv, attention=attention, n_batch=n_batch, progress=progress, pool=pool,
+                       cache_namespace=cache_namespace)
 
     def score(self, text: Union[str, Sequence[int]], *, context: Union[str, Sequence[int]] = "", n_ctx: int = 0,
               overlap: Optional[int] = None) -> Score:
@@ -332,6 +340,50 @@ def inspect(folder: PathLike, context: Optional[Context] = None, *, n_ctx: int =
     info, memory = _lib.ModelInfo(struct_size=ctypes.sizeof(_lib.ModelInfo)), _lib.Memory(struct_size=ctypes.sizeof(_lib.Memory))
     check(lib().dsv2_model_inspect(ctx.pointer, os.fsencode(folder), None, session_params(n_ctx, kv, attention, n_batch), info, memory))
     return take_info(info), take_memory(memory)
+
+
+@dataclass(frozen=True)
+class PoolInfo:
+    """State of a pool, and counts since its creation."""
+
+    kv: str  #: how its pages store tokens, one of KV_TYPES
+    page_tokens: int
+    page_bytes: int
+    pages: Optional[int]  #: in all; None: unbounded
+    pages_used: int  #: held by sessions; a page that several share counts once
+    pages_cached: int  #: in the prefix cache
+    pages_idle: int  #: of these held by no session: to be had like free ones
+    prompt_tokens: int  #: tokens of prompts that were looked for in the cache
+    reused_tokens: int  #: of these found
+    entered: int  #: pages into the cache
+    evicted: int  #: and out of it
+
+
+class Pool(Handle):
+    """KV pages that sessions of one model share; it bounds them all together, and may keep the pages of prompts for later ones.
+
+    tokens or bytes: the size, whose memory is taken at once; neither: unbounded.  prefix_cache_bytes: pages that the prefix cache may
+    hold; 0: there is none.  With one, a prompt that begins as an earlier one of the pool did is computed only from where they part,
+    for sessions of the same cache_namespace and attention.  Any thread may use a pool.
+    """
+
+    def __init__(self, model: Model, *, kv: str = "bf16", tokens: int = 0, bytes: int = 0, prefix_cache_bytes: int = 0):
+        params, pointer = _lib.PoolParams(), ctypes.c_void_p()
+        lib().dsv2_pool_params_init(params, ctypes.sizeof(params))
+        params.kv_type, params.tokens, params.bytes = choose("kv", kv, KV_TYPES), tokens, bytes
+        params.prefix_cache_bytes = prefix_cache_bytes
+        check(lib().dsv2_pool_create(model.pointer, params, ctypes.byref(pointer)))
+        super().__init__(pointer, lib().dsv2_pool_free)
+
+    @property
+    def info(self) -> PoolInfo:
+        """As it is now."""
+        c = _lib.PoolInfo(struct_size=ctypes.sizeof(_lib.PoolInfo))
+        check(lib().dsv2_pool_get_info(self.pointer, c))
+        values = {f[0]: getattr(c, f[0]) for f in c._fields_ if f[0] not in ("struct_size", "kv_type")}
+        values["kv"] = next(name for name, number in KV_TYPES.items() if number == c.kv_type)
+        values["pages"] = c.pages or None
+        return PoolInfo(**values)
 
 
 class TextStream(Handle):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _lib
-from ._errors import CancelledError, ContextFullError, check
+from ._errors import CancelledError, ContextFullError, check, exception, last_error
 from ._lib import lib
-from ._model import (Callback, Handle, Memory, Message, Model, Progress, TextStream, progress_callback, session_params, take_memory)
+from ._model import (Callback, Handle, Memory, Message, Model, Pool, Progress, TextStream, progress_callback, session_params,
+                     take_memory)
 
 if TYPE_CHECKING:
     import numpy
@@ -38,6 +39,10 @@ class Logprob(NamedTuple):
     token: int
     rank: int
     logprob: float
+
+
+def take_scores(ids: Sequence[int], scores: Any) -> List[TokenScore]:
+    return [TokenScore(t, s.logprob, s.rank, s.top_token, s.top_logprob) for t, s in zip(ids, scores)]
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,16 @@ class Sampling:
 class Session(Handle):
     """One sequence of tokens: its cache, position and logits.  Used by one thread at a time.
 
-    n_ctx: context length; 0 is the smaller of the model's and what memory allows.  kv: "bf16" or "f32".  attention: "absorbed" (the
-    same bits however a prompt is cut), "expanded" or "auto".  n_batch: prompt tokens computed at a time.  progress is called between
-    batches of a prompt with the tokens done and their total.
+    n_ctx: context length; 0 is the smaller of the model's and what memory allows.  kv: how the cache is stored, "bf16", "f32", "f8_e4m3",
+    "f8_e5m2", "int8" or "6bit"; with a pool as the pool does.  attention: "absorbed" (the same bits however a prompt is cut),
+    "expanded" or "auto".  n_batch: prompt tokens computed at a time.  progress is called between batches of a prompt with the tokens
+    done and their total.  pool: where its pages come from; None: pages of its own.  cache_namespace: prefixes are shared only between
+    sessions of the same one.
     """
 
     def __init__(self, model: Model, *, n_ctx: int = 0, kv: str = "bf16", attention: str = "absorbed", n_batch: int = 256,
-                 progress: Optional[Progress] = None, _fork_of: Optional[Session] = None):
+                 progress: Optional[Progress] = None, pool: Optional[Pool] = None, cache_namespace: int = 0,
+                 _fork_of: Optional[Session] = None):
         pointer = ctypes.c_void_p()
         self.model = model
         if _fork_of is None:
@@ -119,6 +127,7 @@ class Session(Handle):
             self._state = Callback()
             params.progress = progress_callback(progress, self._state)
             self._progress = params.progress  # called as long as the session lives
+            params.pool, params.cache_namespace = pool.pointer if pool else None, cache_namespace
             check(lib().dsv2_session_create(model.pointer, params, ctypes.byref(pointer)))
         else:
             self._state, self._progress = _fork_of._state, _fork_of._progress
@@ -164,7 +173,7 @@ class Session(Handle):
         array, scores = (ctypes.c_int32 * len(ids))(*ids), (_lib.TokenScore * len(ids))()
         size = ctypes.sizeof(_lib.TokenScore)
         self._state.check(lib().dsv2_session_score(self.pointer, array, len(ids), scores, size))
-        return [TokenScore(t, s.logprob, s.rank, s.top_token, s.top_logprob) for t, s in zip(ids, scores)]
+        return take_scores(ids, scores)
 
     @property
     def logits(self) -> Logits:
@@ -324,3 +333,49 @@ class Generation(Iterator[str]):
         self.finish_reason = reason
         if rest:
             yield rest
+
+
+class StepMember(NamedTuple):
+    """One session's part of a step."""
+
+    session: Session
+    tokens: Sequence[int]  #: a prompt, a piece of one, a generated token
+    decoded: bool = False  #: the tokens are output of the session, not prompt
+    score: bool = False  #: score the tokens, as Session.score
+    logits: bool = True  #: False: no logits are wanted after the last token; the session has none then
+
+
+class StepResult(NamedTuple):
+    """What became of a member."""
+
+    error: Optional[Exception]  #: why it failed: its session is as it was.  None: it went well
+    scores: Optional[List[TokenScore]]  #: where they were wanted and nothing failed
+
+
+def step(members: Iterable[StepMember]) -> List[StepResult]:
+    """Append tokens to many sessions of one model at once; the weights are read once for all.  Results are in the members' order.
+
+    A member that fails does not disturb the others, and raises nothing: look at its error.  One that makes no sense (no tokens, a session
+    that is in the step twice or has another model) raises, and nothing is done.  A session's results do not depend on its company.
+    """
+    members = list(members)
+    array = (_lib.StepMember * len(members))()
+    size = ctypes.sizeof(_lib.TokenScore)
+    for c, m in zip(array, members):
+        c.session, c.tokens, c.n_tokens = m.session.pointer, (ctypes.c_int32 * len(m.tokens))(*m.tokens), len(m.tokens)
+        if m.score:
+            c.scores, c.score_size = (_lib.TokenScore * len(m.tokens))(), size
+        c.flags = m.decoded * _lib.STEP_DECODED | (not m.logits) * _lib.STEP_NO_LOGITS
+    status = lib().dsv2_step(array, ctypes.sizeof(_lib.StepMember), len(members))
+    if status and not any(c.status for c in array):
+        check(status)
+    text = last_error() if [c.status for c in array].count(status) == 1 else ""  # the library has that of one failure only
+    results = []
+    for i, (c, m) in enumerate(zip(array, members)):
+        error: Optional[BaseException] = None
+        if c.status:
+            error = m.session._state.take() or exception(c.status, text if c.status == status and text else f"member {i} of the step")
+            if not isinstance(error, Exception):
+                raise error  # Ctrl-C in a progress callback
+        results.append(StepResult(error, take_scores(m.tokens, c.scores) if m.score and error is None else None))
+    return results

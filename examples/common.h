@@ -105,6 +105,9 @@ static inline int32_t choice(const char *name, const char *text, const char *con
     die("%s: '%s' is none of those that --help lists", name, text);
 }
 
+/* By number: DSV2_KV_*. */
+static const char *const kv_names[] = {"bf16", "f32", "f8_e4m3", "f8_e5m2", "int8", "6bit", NULL};
+
 /* Options that every program has. */
 struct options {
     const char *folder; /* the first argument that is no option */
@@ -116,7 +119,7 @@ struct options {
 #define MODEL_OPTIONS_HELP \
     "Model and machine:\n" \
     "  --ctx N                context length in tokens (default: what the model allows and memory holds)\n" \
-    "  --kv bf16|f32          how the cache is stored (default bf16)\n" \
+    "  --kv bf16|f32|f8_e4m3|f8_e5m2|int8|6bit   how the cache is stored (default bf16)\n" \
     "  --attention absorbed|expanded|auto   (default absorbed)\n" \
     "  --batch N              prompt tokens computed at a time (default 256)\n" \
     "  --threads N            worker threads (default: one per core)\n" \
@@ -142,7 +145,6 @@ static inline void options_init(struct options *o)
 /* 1 if argv[*i] is an option of this group, taken in. */
 static inline int model_option(struct options *o, int argc, char **argv, int *i)
 {
-    static const char *const kv[] = {"bf16", "f32", NULL};
     static const char *const attention[] = {"absorbed", "expanded", "auto", NULL};
     static const char *const cpu[] = {"best", "reference", "avx2", "avx512", NULL};
     const char *v;
@@ -150,7 +152,7 @@ static inline int model_option(struct options *o, int argc, char **argv, int *i)
     if ((v = value_of(argc, argv, i, "--ctx")))
         o->session.n_ctx = (int32_t)integer("--ctx", v, 1, INT32_MAX);
     else if ((v = value_of(argc, argv, i, "--kv")))
-        o->session.kv_type = choice("--kv", v, kv);
+        o->session.kv_type = choice("--kv", v, kv_names);
     else if ((v = value_of(argc, argv, i, "--attention")))
         o->session.attention = choice("--attention", v, attention);
     else if ((v = value_of(argc, argv, i, "--batch")))

@@ -30,7 +30,12 @@ static void print_count(const char *name, uint64_t n)
     printf("  %-28s %" PRIu64 " (%.2f%c)\n", name, n, millions < 1000 ? millions : millions / 1000, millions < 1000 ? 'M' : 'B');
 }
 
-static void print_text(const dsv2_model_info *f, const dsv2_memory *m)
+/* Cache of a token, in all layers, stored as each KV type. */
+struct kv_sizes {
+    uint64_t bytes[sizeof kv_names / sizeof *kv_names - 1];
+};
+
+static void print_text(const dsv2_model_info *f, const dsv2_memory *m, const struct kv_sizes *kv)
 {
     static const char *const chat[] = {"none", "V2", "V2.5", "unknown"};
     char note[80];
@@ -59,9 +64,13 @@ static void print_text(const dsv2_model_info *f, const dsv2_memory *m)
     print_bytes("scratch", m->scratch, "");
     print_bytes("tokenizer and tables", m->other, "");
     print_bytes("total", m->total, "");
+    printf("Cache per token\n");
+    for (int i = 0; kv_names[i]; i++)
+        printf("  %-28s %10" PRIu64 " B  %5.2f bits per element\n", kv_names[i], kv->bytes[i],
+               8.0 * (double)kv->bytes[i] / (double)f->kv_elements_per_token);
 }
 
-static void print_json(const dsv2_model_info *f, const dsv2_memory *m)
+static void print_json(const dsv2_model_info *f, const dsv2_memory *m, const struct kv_sizes *kv)
 {
 #define INT(name) printf("  \"" #name "\": %d,\n", f->name)
     printf("{\n");
@@ -97,8 +106,12 @@ static void print_json(const dsv2_model_info *f, const dsv2_memory *m)
     printf("  \"kv_elements_per_token\": %" PRIu64 ",\n  \"weight_dtype\": \"%.8s\",\n", f->kv_elements_per_token,
            f->weight_dtype);
     printf("  \"memory\": {\"n_ctx\": %d, \"weights\": %" PRIu64 ", \"kv\": %" PRIu64 ", \"kv_per_token\": %" PRIu64
-           ", \"scratch\": %" PRIu64 ", \"other\": %" PRIu64 ", \"total\": %" PRIu64 "}\n}\n",
+           ", \"scratch\": %" PRIu64 ", \"other\": %" PRIu64 ", \"total\": %" PRIu64 "},\n",
            m->n_ctx, m->weights, m->kv, m->kv_per_token, m->scratch, m->other, m->total);
+    printf("  \"kv_bytes_per_token\": {");
+    for (int i = 0; kv_names[i]; i++)
+        printf("%s\"%s\": %" PRIu64, i ? ", " : "", kv_names[i], kv->bytes[i]);
+    printf("}\n}\n");
 }
 
 int main(int argc, char **argv)
@@ -121,10 +134,19 @@ int main(int argc, char **argv)
     dsv2_context *ctx;
     dsv2_model_info info = {.struct_size = sizeof info};
     dsv2_memory memory = {.struct_size = sizeof memory};
+    struct kv_sizes kv;
 
     check(dsv2_context_create(&o.context, &ctx));
+    for (int i = 0; kv_names[i]; i++) {
+        dsv2_session_params session;
+
+        dsv2_session_params_init(&session, sizeof session);
+        session.kv_type = i;
+        check(dsv2_model_inspect(ctx, o.folder, &o.model, &session, NULL, &memory));
+        kv.bytes[i] = memory.kv_per_token;
+    }
     check(dsv2_model_inspect(ctx, o.folder, &o.model, &o.session, &info, &memory));
-    (json ? print_json : print_text)(&info, &memory);
+    (json ? print_json : print_text)(&info, &memory, &kv);
     dsv2_context_free(ctx);
     return 0;
 }

@@ -294,10 +294,10 @@ DSV2_API dsv2_status dsv2_chat_tokenize(const dsv2_model *model, const dsv2_chat
  * scales per token, so what is stored for a token depends on that token alone.  Bytes are those of 512 + 64, scales included. */
 #define DSV2_KV_BF16 0    /* 1152 */
 #define DSV2_KV_F32 1     /* 2304 */
-#define DSV2_KV_F8_E4M3 2 /* 584 */
-#define DSV2_KV_F8_E5M2 3 /* 584 */
-#define DSV2_KV_INT8 4    /* 584 */
-#define DSV2_KV_6BIT 5    /* 392: 5 bits for the rotated latent, 8 for the key */
+#define DSV2_KV_F8_E4M3 2 /* 592 */
+#define DSV2_KV_F8_E5M2 3 /* 592 */
+#define DSV2_KV_INT8 4    /* 592 */
+#define DSV2_KV_6BIT 5    /* 400: 5 bits for the rotated latent, 8 for the key */
 
 /* KV pages of a model, each for 64 tokens in all layers, that its sessions share.  A session without a pool has pages of its own,
  * as many as it needs; a pool bounds them all together, and may keep the pages of prompts for later ones that begin alike. */

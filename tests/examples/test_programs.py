@@ -108,6 +108,14 @@ class Inspect(unittest.TestCase):
         self.assertEqual(memory["total"], sum(memory[k] for k in ("weights", "kv", "scratch", "other")))
         self.assertEqual(info["weight_bytes"], 2 * info["parameters"])
 
+    def test_cache_of_every_type(self):
+        info = json.loads(run("inspect", MODEL, "--json", "--kv", "int8"))
+        sizes, layers = info["kv_bytes_per_token"], CONFIG["num_hidden_layers"]
+        self.assertEqual({kv: n / layers for kv, n in sizes.items()},
+                         {"bf16": 1152, "f32": 2304, "f8_e4m3": 592, "f8_e5m2": 592, "int8": 592, "6bit": 400})  # as dsv2.h says
+        self.assertEqual(info["memory"]["kv_per_token"], sizes["int8"])
+        self.assertRegex(run("inspect", MODEL), r"6bit +1600 B +5\.56 bits per element\n")
+
     def test_config_alone(self):
         with tempfile.TemporaryDirectory() as tmp:
             Path(tmp, "config.json").write_text(json.dumps(CONFIG))

@@ -149,20 +149,29 @@ static float e4m3_f32(uint8_t b)
 
 static void read_bytes(float *dst, const uint8_t *code, float scale, int32_t kv_type, int32_t n)
 {
-    for (int32_t i = 0; i < n; i++)
-        dst[i] = scale * (kv_type == DSV2I_KV_F8_E4M3   ? e4m3_f32(code[i])
-                          : kv_type == DSV2I_KV_F8_E5M2 ? f16_f32((uint16_t)(code[i] << 8))
-                                                        : (float)(int8_t)code[i]);
+    if (kv_type == DSV2I_KV_F8_E4M3)
+        for (int32_t i = 0; i < n; i++)
+            dst[i] = scale * e4m3_f32(code[i]);
+    else if (kv_type == DSV2I_KV_F8_E5M2)
+        for (int32_t i = 0; i < n; i++)
+            dst[i] = scale * f16_f32((uint16_t)(code[i] << 8));
+    else
+        for (int32_t i = 0; i < n; i++)
+            dst[i] = scale * (float)(int8_t)code[i];
 }
 
 static void read_levels(float *dst, const uint8_t *level, const uint8_t *sign, float scale, int32_t n)
 {
-    for (int32_t i = 0; i < n; i++) {
-        int32_t in = i % DSV2I_KV_BLOCK;
-        float y = scale * dsv2i_kv_level[level[i / DSV2I_KV_BLOCK * 16 + in % 16] >> (in < 16 ? 0 : 4) & 15];
+    float table[16];
 
-        dst[i] = sign[i / 8] >> i % 8 & 1 ? -y : y;
-    }
+    for (int32_t l = 0; l < 16; l++)
+        table[l] = scale * dsv2i_kv_level[l];
+    for (; n > 0; n -= DSV2I_KV_BLOCK, dst += DSV2I_KV_BLOCK, level += DSV2I_KV_BLOCK / 2, sign += DSV2I_KV_BLOCK / 8)
+        for (int32_t i = 0; i < dsv2i_min(n, DSV2I_KV_BLOCK); i++) {
+            float y = table[i < 16 ? level[i] & 15 : level[i - 16] >> 4];
+
+            dst[i] = dsv2i_bits_f32(dsv2i_f32_bits(y) ^ (uint32_t)(sign[i / 8] >> i % 8 & 1) << 31);
+        }
 }
 
 const struct dsv2i_inner dsv2i_inner_ref = {

@@ -15,14 +15,14 @@
 #include "kv_codec.h"
 
 #define BLOCK DSV2I_PAGE_TOKENS
-#define MAX_HEADS 8 /* per absorbed task */
+#define MAX_HEADS 8 /* per absorbed task; twice as many of a few rows of records */
 
 struct attend {
     float *o;
     const float *q;
     const struct dsv2i_mla *mla;
     int32_t layer;
-    int32_t heads, rows;       /* of an absorbed task, at most */
+    int32_t heads;             /* of an absorbed task, at most, but see tile_heads */
     const int32_t *first_task; /* (n_seqs + 1) */
 };
 
@@ -82,13 +82,28 @@ static void start_state(float *max, float *sum, int32_t n)
     }
 }
 
+/* Heads that share a task of a sequence, and their rows.  Records are read once for each task: for few rows that counts, and fewer
+ * tasks win over a tile of queries that stays in the first-level cache. */
+static int32_t tile_heads(const struct attend *a, const struct span *span)
+{
+    int records = span->seq->kv_type != DSV2I_KV_BF16 && span->seq->kv_type != DSV2I_KV_F32;
+
+    return records && span->n < TILE_ROWS ? 2 * a->heads : a->heads;
+}
+
+static int32_t tile_rows(const struct attend *a, const struct span *span)
+{
+    return ATTEND_TILE / tile_heads(a, span);
+}
+
 static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t thread, const struct span *span,
                           int32_t r0, int32_t h0)
 {
     const struct dsv2i_inner *in = &be->inner;
     const struct dsv2i_shape *s = be->shape;
     const struct dsv2i_weight *kv_b = &a->mla->kv_b;
-    int32_t n_rows = dsv2i_min(a->rows, span->n - r0), n_heads = dsv2i_min(a->heads, s->num_attention_heads - h0);
+    int32_t n_rows = dsv2i_min(tile_rows(a, span), span->n - r0);
+    int32_t n_heads = dsv2i_min(tile_heads(a, span), s->num_attention_heads - h0);
     int32_t nope = s->qk_nope_head_dim, rope = s->qk_rope_head_dim, v = s->v_head_dim, rank = s->kv_lora_rank;
     int32_t width = rank + rope, last = span->pos + r0 + n_rows - 1;
     size_t w = (size_t)width, ldq = (size_t)s->num_attention_heads * (size_t)(nope + rope);
@@ -229,7 +244,7 @@ static struct span span_of(const struct dsv2i_cpu *be, int32_t seq)
 static void attend_task(struct dsv2i_cpu *be, const void *arg, int32_t task, int32_t thread)
 {
     const struct attend *a = arg;
-    int32_t low = 0, high = be->batch->n_seqs, groups = dsv2i_ceil_div(be->shape->num_attention_heads, a->heads);
+    int32_t low = 0, high = be->batch->n_seqs, heads, groups;
     struct span span;
 
     while (high - low > 1) { /* the sequence whose task it is */
@@ -239,10 +254,13 @@ static void attend_task(struct dsv2i_cpu *be, const void *arg, int32_t task, int
     }
     span = span_of(be, low);
     task -= a->first_task[low];
-    if (span.seq->form == DSV2I_EXPANDED)
+    if (span.seq->form == DSV2I_EXPANDED) {
         expanded_task(be, a, thread, &span, task);
-    else
-        absorbed_task(be, a, thread, &span, task / groups * a->rows, task % groups * a->heads);
+        return;
+    }
+    heads = tile_heads(a, &span);
+    groups = dsv2i_ceil_div(be->shape->num_attention_heads, heads);
+    absorbed_task(be, a, thread, &span, task / groups * tile_rows(a, &span), task % groups * heads);
 }
 
 /* Number the tasks for absorbed tiles of that many heads; returns how many there are. */
@@ -251,14 +269,14 @@ static int32_t number_tasks(const struct dsv2i_cpu *be, struct attend *a, int32_
     int32_t n = 0, n_heads = be->shape->num_attention_heads;
 
     a->heads = heads;
-    a->rows = ATTEND_TILE / heads;
     for (int32_t i = 0; i < be->batch->n_seqs; i++) {
         struct span span = span_of(be, i);
 
         first_task[i] = n;
         if (span.n > 0)
-            n += span.seq->form == DSV2I_EXPANDED ? n_heads
-                                                  : dsv2i_ceil_div(span.n, a->rows) * dsv2i_ceil_div(n_heads, heads);
+            n += span.seq->form == DSV2I_EXPANDED
+                     ? n_heads
+                     : dsv2i_ceil_div(span.n, tile_rows(a, &span)) * dsv2i_ceil_div(n_heads, tile_heads(a, &span));
     }
     first_task[be->batch->n_seqs] = n;
     return n;

@@ -271,7 +271,7 @@ static void bench_attention(struct dsv2i_backend *be, int heads, int n, int pos,
     snprintf(what, sizeof what, "attend %s %s %d heads, %d rows at %d", type_name[kv_type], form ? "expanded" : "absorbed", heads, n,
              pos);
     TIME(be, what, flops, 2.0 * heads * 256 * 512 + (double)record * (pos + n), be->op->mla_attend(be, o, q, &mla, 0));
-    if (n >= 64) {
+    if (n >= 64 && form == DSV2I_ABSORBED) {
         snprintf(what, sizeof what, "prepare %s %d heads, 64 rows", type_name[kv_type], heads);
         be->op->finish(be);
         begin_step(be, &s, &batch, &seq, 64, 0);

@@ -125,6 +125,26 @@ class Inspect(unittest.TestCase):
             self.assertIn("topk_group", run("inspect", tmp, status=1))
 
 
+class Bench(unittest.TestCase):
+    args = (MODEL, "--sessions", "1,3", "--context", "16,80", "--steps", 2, "--repeats", 2, "--kv", "bf16,6bit")
+
+    def test_json(self):
+        out = json.loads(run("bench", *self.args, "--json"))
+        self.assertEqual([(x["kv"], x["context"]) for x in out["speed"]], [("bf16", 16), ("6bit", 16), ("bf16", 80), ("6bit", 80)])
+        for x in out["speed"]:
+            self.assertTrue(x["prefill"] > 0 and set(x["decode"]) == {"1", "3"} and min(x["decode"].values()) > 0)
+        self.assertEqual([x["reused"] for x in out["prefix"]], [0, 64] * 2)  # whole pages, and at least one token is computed
+        for x in out["memory"]:  # nothing is taken that was not foretold but page tables, tokens and logits
+            self.assertLess(x["one_taken"], x["one_foretold"] + 100_000)
+            self.assertLess(x["many_taken"], x["many_foretold"] + 3 * 100_000)
+            self.assertGreater(x["many_taken"], 0.9 * x["many_foretold"])
+
+    def test_text_and_mistakes(self):
+        self.assertRegex(run("bench", *self.args), r"6bit +80 +\d+ +\d+ +\d+\n")
+        for args, text in ((("--sessions", "1,x"), "'x'"), (("--kv", "bf16,f64"), "f64"), (("--context", 10**6), "n_ctx")):
+            self.assertIn(text, run("bench", MODEL, *args, status=1))
+
+
 class Score(unittest.TestCase):
     text = "The king went to the castle. The queen was there. " * 8
 

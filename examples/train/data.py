@@ -158,16 +158,18 @@ def chat_document(rng: random.Random, longest: int) -> Document:
 
 
 def drill(rng: random.Random, longest: int) -> Document:
-    """Short answers, mostly sums: the answer without the operands said again."""
+    """The instructions that are hardest to follow: short answers, mostly sums without
+    the operands said again, and words in another case, each of which is to be spelled."""
     while True:
         system, styles = chat.make_system(rng)
-        low = system.lower()
-        if "number" in low or "one word" in low:
+        short, cased = any(s.rank == 0 and not s.persona for s in styles), any(s.rank == 2 for s in styles)
+        if short or cased:
             break
     memory, out = chat.Memory(), []
     n = rng.randint(1, max(2, min(9, longest // 28)))
     while len(out) < n:
-        q, a = chat.sum_question(rng) if rng.random() < 0.85 or "number" in low else chat.next_turn(rng, styles, memory)
+        sums = rng.random() < (0.7 if short else 0.1)
+        q, a = chat.sum_question(rng) if sums else chat.next_turn(rng, styles, memory)
         if not chat.held_out(system, q):
             out.append((q, chat.styled(styles, a)))
     return render(system, out)

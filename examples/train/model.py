@@ -271,7 +271,7 @@ class Model(nn.Module):
             self.lm_head.weight.mul_(0.5)
             for name, p in self.named_parameters():
                 if name.endswith(("o_proj.weight", "down_proj.weight", "experts_down")):
-                    p.mul_((2 * c.num_hidden_layers) ** -0.5)
+                    p.mul_(0.25 * (2 * c.num_hidden_layers) ** -0.5)
 
     def forward(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, list[Tensor]]:
         x = F.embedding(ids, self.embed_tokens.weight)
@@ -287,36 +287,79 @@ class Model(nn.Module):
 
 
 @torch.no_grad()
-def plant_look_back_heads(m: Model, gap: float = 6.0, pairs: int = 8, heads: int = 2) -> None:
-    """Begin with heads that look at the token one and two before.
+def plant_induction(m: Model, width: int = 40, look_back: float = 6.0, match: float = 16.0, pairs: int = 8) -> None:
+    """Begin with attention that finds an earlier mention and reads what came after it.
 
-    Looking up what stood after a name earlier in the text ("Mira is ...") needs a
-    first layer that tells each token its predecessors.  From random weights a model
-    of this size finds that only after many millions of tokens; here the first heads of layer 0
-    are made so from the start (and are trained on like all else).  All embeddings get a
-    common component u, from which each head makes a constant query, and all a constant key;
-    the angle between them is such that the product peaks at the head's distance."""
-    c, att = m.c, m.layers[0].self_attn
-    u = torch.randn(c.hidden_size)
-    u /= u.norm()
+    Looking up "Mira is ..." takes two layers: one that tells each token its predecessors,
+    one that finds the place with the same predecessors and copies the token there.  From random
+    weights a model of this size needs tens of millions of tokens until that appears, so it is there
+    from the start and trained on like all else:
+
+    - heads 0 and 1 of layer 0 look one and two tokens back and write `width` numbers about
+      the token there into directions of the residual stream that nothing else uses yet;
+    - head 0 of layer 1 looks where two tokens back is what here is one token back,
+      head 1 where one token back is the current token;
+    - both write the token found there in the code of the output: lm_head begins as the
+      embeddings in rotated coordinates.
+
+    `look_back` and `match` are about what the scores of the right place have over others."""
+    c, first, second = m.c, m.layers[0].self_attn, m.layers[1].self_attn
+    h, nope, v, latents = c.hidden_size, c.qk_nope_head_dim, c.v_head_dim, c.kv_lora_rank
+
+    def unit_rows(n: int, *without: Tensor) -> Tensor:
+        """n orthonormal rows [n, hidden_size] orthogonal to the given ones."""
+        taken = torch.cat(without) if without else torch.zeros(0, h)
+        x = torch.linalg.qr(torch.cat((taken, torch.randn(n, h))).T)[0].T
+        return x[len(taken) :]
+
+    # The stream: u is common to all tokens, `one` and `two` are kept free for the predecessors.
+    u, one, two = unit_rows(2 * width + 1).split((1, width, width))
+    free = torch.cat((one, two))
     e = m.embed_tokens.weight
-    e.add_(u * e.norm(dim=1).mean())
-    along = (F.rms_norm(e, (c.hidden_size,)) @ u).mean()
+    e -= e @ free.T @ free + e @ u.T @ u
+    e += u * e.norm(dim=1).mean()
+    for w in (first.o_proj.weight, m.layers[0].mlp.down_proj.weight):
+        w -= free.T @ (free @ w)
+    seen = unit_rows(width, u, free)  # what of a token is told
+    copied = unit_rows(v, u, free)  # what of a token is copied
+
+    # Layer 0.  From u each head makes a constant query, and all a constant key; the angle
+    # between them is such that the product peaks at the head's distance.
+    along = (F.rms_norm(e, (h,)) @ u[0]).mean()
     f = torch.atan2(m.sin[1], m.cos[1])[:pairs]  # the angle per position
-    size = (gap / (1 - f.cos()).sum() / att.scaling) ** 0.5
-    key = att.kv_a_proj_with_mqa.weight[c.kv_lora_rank :]
+    size = (look_back / (1 - f.cos()).sum() / first.scaling) ** 0.5
+    z, key = first.kv_a_proj_with_mqa.weight.split((latents, c.qk_rope_head_dim))
     key[: 2 * pairs] *= 0.1
     key[0 : 2 * pairs : 2] += size / along * u  # (size, 0) in each pair
-    qa, qb = att.q_a_proj.weight, att.q_b_proj.weight.view(c.num_attention_heads, -1, c.q_lora_rank)
+    qa, qb = first.q_a_proj.weight, first.q_b_proj.weight.view(c.num_attention_heads, -1, c.q_lora_rank)
     qa[0] = u / 2
     lead = along / 2 / (1 + (along / 2) ** 2 / c.q_lora_rank) ** 0.5  # element 0 after the norm
-    qb[:, c.qk_nope_head_dim :][:, : 2 * pairs] *= 0.1  # the other heads are not to see that key
-    for head in range(heads):
+    qb[:, nope:][:, : 2 * pairs] *= 0.1  # the other heads are not to see that key
+    kvb, o = first.kv_b_proj.weight.view(c.num_attention_heads, -1, latents), first.o_proj.weight.view(h, -1, v)
+    for head, to in enumerate((one, two)):
         qb[head] *= 0.1
-        qr = qb[head, c.qk_nope_head_dim :]
-        qr[0 : 2 * pairs : 2, 0] = size / lead * (f * (head + 1)).cos()
-        qr[1 : 2 * pairs : 2, 0] = -size / lead * (f * (head + 1)).sin()
-    att.o_proj.weight[:, : heads * c.v_head_dim] *= (2 * c.num_hidden_layers) ** 0.5
+        qb[head, nope : nope + 2 * pairs : 2, 0] = size / lead * (f * (head + 1)).cos()
+        qb[head, nope + 1 : nope + 2 * pairs : 2, 0] = -size / lead * (f * (head + 1)).sin()
+        kvb[head, nope : nope + width] = seen @ torch.linalg.pinv(z)
+        o[:, head, :width] = 0.1 * to.T
+
+    # Layer 1.
+    qa, qb = second.q_a_proj.weight, second.q_b_proj.weight.view(c.num_attention_heads, -1, c.q_lora_rank)
+    z, kvb = second.kv_a_proj_with_mqa.weight[:latents], second.kv_b_proj.weight.view(c.num_attention_heads, -1, latents)
+    o = second.o_proj.weight.view(h, -1, v)
+    qa[:width], qa[width : 2 * width] = one, seen
+    z[:width], z[width : 2 * width] = one, two
+    back = torch.linalg.pinv(z)
+    eye, scale = torch.eye(width), (match / width / second.scaling) ** 0.5
+    turn = unit_rows(h)
+    for head, (q_at, k_at) in enumerate(((0, width), (width, 0))):
+        qb[head] *= 0.1
+        kvb[head, :nope] *= 0.1
+        qb[head, :width, q_at : q_at + width] = scale * eye
+        kvb[head, :width, k_at : k_at + width] = scale * eye
+        kvb[head, nope:] = copied @ back
+        o[:, head] = 0.2 * (copied @ turn).T
+    m.lm_head.weight.copy_(0.5 * (e - e @ u.T @ u) @ turn)
 
 
 def export_state(c: Config, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Train the bundled model on the CPU from generated data.
 
-    python train.py --tokens 26e6 --state /tmp/state --model ../model
+    python train.py --tokens 16e6 --state /tmp/state --model ../model
 
 Seeded and resumable: the state files are written every few minutes and read again
 when they exist.  Muon drives the matrices, AdamW the rest; an average of the
@@ -25,16 +25,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import data
-from model import Config, Model, export_state, plant_look_back_heads
+from model import Config, Model, export_state, plant_induction
 
 # Progress at which a phase begins, its longest sequence, and the shares of tokens by kind.
 Phase = tuple[float, int, dict[str, float]]
 PHASES: list[Phase] = [
-    (0.00, 128, {"english": 0.08, "retrieval": 0.40, "addition": 0.04, "chat": 0.36, "copy": 0.12}),
-    (0.40, 256, {"english": 0.12, "retrieval": 0.38, "addition": 0.06, "chat": 0.40, "copy": 0.04}),
-    (0.56, 512, {"english": 0.14, "retrieval": 0.38, "addition": 0.05, "chat": 0.40, "copy": 0.03}),
-    (0.70, 1024, {"english": 0.14, "retrieval": 0.40, "addition": 0.04, "chat": 0.40, "copy": 0.02}),
-    (0.94, 2048, {"english": 0.12, "retrieval": 0.46, "addition": 0.04, "chat": 0.36, "copy": 0.02}),
+    (0.00, 128, {"english": 0.10, "retrieval": 0.20, "addition": 0.06, "chat": 0.58, "copy": 0.06}),
+    (0.35, 256, {"english": 0.10, "retrieval": 0.18, "addition": 0.05, "chat": 0.63, "copy": 0.04}),
+    (0.70, 512, {"english": 0.10, "retrieval": 0.22, "addition": 0.04, "chat": 0.61, "copy": 0.03}),
+    (0.82, 1024, {"english": 0.10, "retrieval": 0.30, "addition": 0.04, "chat": 0.54, "copy": 0.02}),
+    (0.95, 2048, {"english": 0.10, "retrieval": 0.36, "addition": 0.04, "chat": 0.50, "copy": 0.00}),
 ]
 WARMUP, DECAY_FROM = 0.01, 0.3  # in progress; linear to zero after DECAY_FROM
 
@@ -222,8 +222,8 @@ def worker(rank: int, args: argparse.Namespace, m: Model, ema: dict[str, Tensor]
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--tokens", type=float, default=26e6, help="tokens in all; may be changed when resuming")
-    ap.add_argument("--batch", type=int, default=8192, help="tokens per step, padding included")
+    ap.add_argument("--tokens", type=float, default=16e6, help="tokens in all; may be changed when resuming")
+    ap.add_argument("--batch", type=int, default=4096, help="tokens per step, padding included")
     ap.add_argument("--muon-lr", type=float, default=0.012)
     ap.add_argument("--adam-lr", type=float, default=3e-3)
     ap.add_argument("--seed", type=int, default=1)
@@ -237,7 +237,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tok = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     m = Model(Config(bos_token_id=tok.token_to_id(data.BOS), eos_token_id=tok.token_to_id(data.EOS)))
-    plant_look_back_heads(m)
+    plant_induction(m)
     m.share_memory()
     ema = {k: v.clone().share_memory_() for k, v in m.state_dict().items()}
     grads = torch.zeros(args.processes, sum(p.numel() for p in m.parameters())).share_memory_()

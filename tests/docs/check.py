@@ -119,11 +119,13 @@ def main():
         problems = subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "include", "-o", program, source,
                                    build / "lib" / "libdsv2.so.0"], capture_output=True, text=True).stderr.splitlines()
         case("the README's C compiles and writes", problems or run(program, MODEL, LD_LIBRARY_PATH=str(build / "lib")))
-        python, = re.findall(r"```python\n(.*?)```", readme, re.S)
-        case("the README's Python runs", run(sys.executable, "-c", f"folder = {str(MODEL)!r}\n{python}",
-                                             PYTHONPATH=str(ROOT / "bindings" / "python"), DSV2_LIBRARY=str(build / "lib")))
+        given = (f"import dsv2\nfolder = {str(MODEL)!r}\nmodel = dsv2.Model(folder)\n"
+                 "prompts = [model.tokenize(text, bos=True) for text in ('One day, Mira', 'Story:')]\n")
+        for i, python in enumerate(re.findall(r"```python\n(.*?)```", readme, re.S)):
+            case(f"the README's Python runs ({i + 1})", run(sys.executable, "-c", given + python,
+                                                            PYTHONPATH=str(ROOT / "bindings" / "python"), DSV2_LIBRARY=str(build / "lib")))
 
-    for name in ("generate", "chat", "inspect", "score"):
+    for name in ("generate", "chat", "inspect", "score", "bench"):
         program = build / "examples" / f"dsv2-{name}"
         case(f"dsv2-{name} --help", run(program, "--help", LD_LIBRARY_PATH=str(build / "lib")))
     return 1 if n_bad else 0

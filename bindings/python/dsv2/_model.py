@@ -35,6 +35,18 @@ ATTENTION = {"absorbed": _lib.ATTENTION_ABSORBED, "expanded": _lib.ATTENTION_EXP
 CHAT_TEMPLATES = {_lib.CHAT_NONE: None, _lib.CHAT_V2: "V2", _lib.CHAT_V25: "V2.5", _lib.CHAT_UNKNOWN: "unknown"}
 
 
+def c_string(name: str, text: Union[str, bytes]) -> bytes:
+    """Text that C reads up to a NUL, which must therefore not be inside."""
+    data = text.encode() if isinstance(text, str) else text
+    if b"\0" in data:
+        raise ValueError(f"{name}: {text!r} has a NUL in it")
+    return data
+
+
+def c_path(path: PathLike) -> bytes:
+    return c_string("path", os.fsencode(path))
+
+
 def choose(name: str, value: str, table: Mapping[str, int]) -> int:
     """The number of a named choice."""
     if value not in table:
@@ -218,7 +230,7 @@ class Model(Handle):
         lib().dsv2_model_params_init(params, ctypes.sizeof(params))
         params.load_mode = _lib.LOAD_READ if read else _lib.LOAD_MMAP
         params.progress = progress_callback(progress, state)
-        state.check(lib().dsv2_model_load(self.context.pointer, os.fsencode(folder), params, ctypes.byref(pointer)))
+        state.check(lib().dsv2_model_load(self.context.pointer, c_path(folder), params, ctypes.byref(pointer)))
         super().__init__(pointer, lib().dsv2_model_free)
         info = _lib.ModelInfo(struct_size=ctypes.sizeof(_lib.ModelInfo))
         check(lib().dsv2_model_get_info(pointer, info))
@@ -321,7 +333,7 @@ def chat_messages(messages: Iterable[Message]) -> Tuple[Any, int]:
             if not isinstance(message[key], str):
                 raise TypeError(f"messages[{i}]: {key}: {message[key]!r} is not a string")
         content = message["content"].encode()
-        rows.append(_lib.ChatMessage(message["role"].encode(), content, len(content)))
+        rows.append(_lib.ChatMessage(c_string(f"messages[{i}]: role", message["role"]), content, len(content)))
     return (_lib.ChatMessage * len(rows))(*rows), len(rows)
 
 
@@ -338,7 +350,7 @@ def inspect(folder: PathLike, context: Optional[Context] = None, *, n_ctx: int =
     """What loading folder would give and take, without reading weights.  A folder with only config.json is enough."""
     ctx = context or Context()
     info, memory = _lib.ModelInfo(struct_size=ctypes.sizeof(_lib.ModelInfo)), _lib.Memory(struct_size=ctypes.sizeof(_lib.Memory))
-    check(lib().dsv2_model_inspect(ctx.pointer, os.fsencode(folder), None, session_params(n_ctx, kv, attention, n_batch), info, memory))
+    check(lib().dsv2_model_inspect(ctx.pointer, c_path(folder), None, session_params(n_ctx, kv, attention, n_batch), info, memory))
     return take_info(info), take_memory(memory)
 
 
@@ -395,7 +407,7 @@ class TextStream(Handle):
     def __init__(self, model: Model, *, stop: Sequence[str] = (), skip_special: bool = True, include_stop: bool = False):
         params, pointer = _lib.TextParams(), ctypes.c_void_p()
         lib().dsv2_text_params_init(params, ctypes.sizeof(params))
-        params.stop = (ctypes.c_char_p * len(stop))(*(s.encode() for s in stop))
+        params.stop = (ctypes.c_char_p * len(stop))(*(c_string(f"stop[{i}]", s) for i, s in enumerate(stop)))
         params.n_stop, params.skip_special, params.include_stop = len(stop), skip_special, include_stop
         check(lib().dsv2_text_create(model.pointer, params, ctypes.byref(pointer)))
         super().__init__(pointer, lib().dsv2_text_free)

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _lib
 from ._errors import CancelledError, ContextFullError, check, exception, last_error
 from ._lib import lib
-from ._model import (Callback, Handle, Memory, Message, Model, Pool, Progress, TextStream, progress_callback, session_params,
-                     take_memory)
+from ._model import (Callback, Handle, Memory, Message, Model, PathLike, Pool, Progress, TextStream, c_path, progress_callback,
+                     session_params, take_memory)
 
 if TYPE_CHECKING:
     import numpy
@@ -206,13 +205,13 @@ class Session(Handle):
         """A second session with the same past; later changes to one do not touch the other."""
         return Session(self.model, _fork_of=self)
 
-    def save(self, path: Union[str, "os.PathLike[str]"]) -> None:
+    def save(self, path: PathLike) -> None:
         """Save tokens, cache and logits in a file.  An older one at path stays whole until the new one is complete."""
-        check(lib().dsv2_session_save(self.pointer, os.fsencode(path)))
+        check(lib().dsv2_session_save(self.pointer, c_path(path)))
 
-    def restore(self, path: Union[str, "os.PathLike[str]"]) -> None:
+    def restore(self, path: PathLike) -> None:
         """Go on where a saved session of the same model and kv was.  An error leaves the session as it was."""
-        check(lib().dsv2_session_restore(self.pointer, os.fsencode(path)))
+        check(lib().dsv2_session_restore(self.pointer, c_path(path)))
 
     def to_bytes(self) -> bytes:
         """What save() would write."""

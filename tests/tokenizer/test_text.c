@@ -184,6 +184,36 @@ static void test_after_stop(void **state)
     dsv2i_text_free(text);
 }
 
+/* What begins a stop string at the end of one stream does not go on in the next. */
+static void test_streams_are_apart(void **state)
+{
+    static const char *const one[] = {"ab"};
+    dsv2_text *text = create(one, 1, 0);
+    int32_t a = 'a', b = 'b';
+
+    assert_string_equal(stream(text, &a, 1).text, "a");
+    assert_string_equal(stream(text, &b, 1).text, "b");
+    dsv2i_text_free(text);
+}
+
+/* A longer stop string of the same beginning is waited for only where it would change the text. */
+static void test_stopped_at_once(void **state)
+{
+    static const char *const prefixes[] = {"abc", "ab"};
+
+    for (int include = 0; include < 2; include++) {
+        dsv2_text *text = create(prefixes, 2, include);
+        const char *piece;
+        int32_t stopped;
+        size_t n;
+
+        for (const char *c = "ab"; *c; c++)
+            assert_int_equal(dsv2i_text_push(text, *c, &piece, &n, &stopped), DSV2_OK);
+        assert_int_equal(stopped, !include);
+        dsv2i_text_free(text);
+    }
+}
+
 /* Random texts of few letters and random stop strings, against a plain search. */
 static void test_random(void **state)
 {
@@ -249,7 +279,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replacement), cmocka_unit_test(test_hold_back), cmocka_unit_test(test_special), cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_after_stop), cmocka_unit_test(test_random), cmocka_unit_test(test_bad_stops),
+        cmocka_unit_test(test_after_stop), cmocka_unit_test(test_streams_are_apart), cmocka_unit_test(test_stopped_at_once), cmocka_unit_test(test_random), cmocka_unit_test(test_bad_stops),
     };
 
     return cmocka_run_group_tests(tests, make_model, free_model);

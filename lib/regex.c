@@ -5,12 +5,15 @@
  * pattern is rewritten, or refused with the name of the construct:
  *     \s \S            White_Space; PCRE2's \s has U+180E too
  *     \d               \p{Nd} either way
- *     \w \W \b \B      Oniguruma's word characters are letters, marks, decimal digits and connectors
+ *     \w \W \b \B      Oniguruma's word characters are alphabetic ones, marks, decimal digits and connectors; outside of a class also
+ *                      the numbers of Latin-1 (superscripts, fractions)
  *     \h \H            hexadecimal digits; horizontal space in PCRE2
  *     ^ $              beginning and end of any line
  *     \p{Han}          the script; PCRE2 would take script extensions
  *     (?m)             what PCRE2 calls (?s)
+ *     (?i:...)         plain ASCII: elsewhere Oniguruma equates characters with several, such as "ß" with "ss"
  *     {,n}             at most n
+ * Characters that are newer than PCRE2's Unicode (14 in 10.42) are unassigned here.
  * Time is bounded: PCRE2's match limit stops what explodes inside one attempt, and since attempts may begin at every character, a limit of
  * processor time stops what is merely quadratic. */
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -72,7 +75,8 @@ static dsv2_status refuse(const struct translation *t, const char *at, size_t n,
                       t->path, dsv2i_quote(what, sizeof what, at, n), n, why);
 }
 
-#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORD_IN_CLASS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORD WORD_IN_CLASS "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 
 static int all_hex(const char *p, const char *end)
 {
@@ -125,7 +129,7 @@ static dsv2_status translate_escape(struct translation *t, int in_class)
         emits(t, "\\P{White_Space}");
         return DSV2_OK;
     case 'w':
-        emits(t, in_class ? WORD : "[" WORD "]");
+        emits(t, in_class ? WORD_IN_CLASS : "[" WORD "]");
         return DSV2_OK;
     case 'W':
         if (in_class)
@@ -223,11 +227,31 @@ static dsv2_status translate_class(struct translation *t)
     return DSV2_OK;
 }
 
+/* At the content of a group without case, which began at at: is it ASCII that means the same to both engines? */
+static dsv2_status check_caseless(const struct translation *t, const char *at)
+{
+    static const char *const folds[] = {"ff", "fi", "fl", "ss", "st"}; /* each also one character */
+    int in_class = 0;
+
+    for (const char *p = t->p; p < t->end && (*p != ')' || in_class); p++) {
+        size_t n = (size_t)(p + 1 - at);
+
+        in_class = *p == '[' || (in_class && *p != ']');
+        if ((unsigned char)*p >= 0x80 || strchr("\\({", *p))
+            return refuse(t, at, n, "in a group without case only plain ASCII is known");
+        for (size_t i = 0; i < sizeof folds / sizeof *folds && !in_class && p + 1 < t->end; i++)
+            if ((p[0] | 0x20) == folds[i][0] && (p[1] | 0x20) == folds[i][1])
+                return refuse(t, at, n + 1, "without case these letters are also a ligature");
+    }
+    return DSV2_OK;
+}
+
 /* What follows "(": a plain or special group.  Options are i and m, the rest of the group being copied like anything else. */
 static dsv2_status translate_group(struct translation *t)
 {
     static const char *const same[] = {"?:", "?=", "?!", "?>", "?<=", "?<!"};
     const char *at = t->p;
+    int caseless = 0, off = 0;
 
     emit(t, t->p++, 1);
     if (t->p == t->end || *t->p != '?') {
@@ -246,6 +270,8 @@ static dsv2_status translate_group(struct translation *t)
     }
     emit(t, t->p++, 1);
     for (; t->p < t->end && *t->p != ':' && *t->p != ')'; t->p++) {
+        off |= *t->p == '-';
+        caseless |= *t->p == 'i' && !off;
         if (*t->p != 'i' && *t->p != 'm' && *t->p != '-')
             return refuse(t, at, (size_t)(t->p + 1 - at), "this kind of group is not known");
         emits(t, *t->p == 'm' ? "s" : *t->p == 'i' ? "i" : "-");
@@ -253,7 +279,7 @@ static dsv2_status translate_group(struct translation *t)
     if (t->p == t->end || *t->p == ')')
         return refuse(t, at, (size_t)(t->p - at), "options are for a group with a colon only");
     emit(t, t->p++, 1);
-    return DSV2_OK;
+    return caseless ? check_caseless(t, at) : DSV2_OK;
 }
 
 /* {n}, {n,}, {n,m} and {,m}; anything else in braces is text for both engines. */

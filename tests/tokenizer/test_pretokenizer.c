@@ -142,6 +142,10 @@ static void test_dialect(void **state)
     assert_string_equal(cut(ISOLATED("\\\\p{^L}+"), "a12b"), "a|12|b");
     assert_string_equal(cut(ISOLATED("\\\\h+"), "xafg"), "x|af|g");
     assert_string_equal(cut(ISOLATED("\\\\w+"), "a_\xC3\xA9-b"), "a_\xC3\xA9|-|b");
+    assert_string_equal(cut(ISOLATED("\\\\w+"), "\xC2\xBD-\xE2\x85\xA3\xE2\x92\xB6-\xE2\x81\xB4"), "\xC2\xBD|-|\xE2\x85\xA3\xE2\x92\xB6|-\xE2\x81\xB4"); /* U+BD 2163 24B6 2074 */
+    assert_string_equal(cut(ISOLATED("[\\\\w]b|z"), "\xC2\xBD" "b\xE2\x85\xA3" "b"), "\xC2\xBD" "b|\xE2\x85\xA3" "b");
+    assert_string_equal(cut(ISOLATED("\\\\x{e9}b|z"), "a\xC3\xA9" "b"), "a|\xC3\xA9" "b");
+    assert_string_equal(cut(ISOLATED("'(?i:[sdmt]|ll|ve|re)"), "it'Sx'LL"), "it|'S|x|'LL");
     assert_string_equal(cut(ISOLATED("\\\\bb"), "abb b"), "abb |b");
     assert_string_equal(cut(ISOLATED("\\\\p{N}{1,3}"), "12345"), "123|45");
 }

@@ -1,4 +1,4 @@
-/* The records of a KV page, byte by byte: the same in every backend, and in saved sessions.
+/* The records of a KV page, byte by byte: the same in every backend, and in saved sessions.  What changes here changes DSV2I_KV_FORMAT.
  *
  * A page is (layers, 64 tokens, record).  The record of a token in a layer holds c, the normalized latent of R = kv_lora_rank
  * elements, and k, the rotated key of P = qk_rope_head_dim elements (pairs interleaved), and nothing that depends on other tokens.

@@ -81,7 +81,7 @@ static size_t strip_right(const char *text, size_t at, size_t end)
 }
 
 /* Encode text[begin..end) with the added tokens of sets[level..].  A token's rstrip may reach into the next match, whose id comes
- * out all the same: that is how HF tokenizers does it. */
+ * out all the same, unless its lstrip leaves nothing of it: that is how HF tokenizers does it. */
 static dsv2_status encode_span(struct encoder *e, int level, size_t begin, size_t end)
 {
     const struct dsv2i_added_token *token;
@@ -101,6 +101,8 @@ static dsv2_status encode_span(struct encoder *e, int level, size_t begin, size_
         }
         if (token->rstrip)
             stop = strip_right(e->text, stop, end);
+        if (at >= stop)
+            continue;
         if (done < at)
             DSV2I_TRY(encode_span(e, level + 1, done, at));
         DSV2I_TRY(dsv2i_ids_put(&e->ids, token->id));

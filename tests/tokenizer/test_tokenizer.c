@@ -221,6 +221,18 @@ static void test_added_tokens(void **state)
     dsv2i_tokenizer_free(t);
 }
 
+/* What a token's rstrip takes from another token.  Expected: tokenizers 0.23. */
+static void test_added_overlap(void **state)
+{
+    struct dsv2i_tokenizer *t = parse_small("", ADDED(300, "\\n", ",\"lstrip\":true,\"rstrip\":true") "," ADDED(301, "<r>", ",\"rstrip\":true") "," ADDED(
+        302, "\\t", ""));
+
+    EXPECT(t, 0, "\n\n\na", 300, 'a');
+    EXPECT(t, 0, "<r>\n\na", 301, 'a');
+    EXPECT(t, 0, "<r>\t\ta", 301, 302, 302, 'a');
+    dsv2i_tokenizer_free(t);
+}
+
 /* Special tokens are searched in raw text before those flagged normalized; within one kind the longest wins. */
 static void test_added_longest(void **state)
 {
@@ -291,7 +303,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bundled_against_oracle), cmocka_unit_test(test_bos), cmocka_unit_test(test_add_bos_token),
         cmocka_unit_test(test_merge_order), cmocka_unit_test(test_long_pieces_equal_short_ones),
-        cmocka_unit_test(test_invalid_utf8), cmocka_unit_test(test_added_tokens), cmocka_unit_test(test_added_longest),
+        cmocka_unit_test(test_invalid_utf8), cmocka_unit_test(test_added_tokens), cmocka_unit_test(test_added_overlap), cmocka_unit_test(test_added_longest),
         cmocka_unit_test(test_buffer), cmocka_unit_test(test_megabyte), cmocka_unit_test(test_catastrophic_regex),
     };
 

@@ -256,6 +256,7 @@ class Runner:
                 + self.sh(python, "tests/golden/check_reference.py")
                 + self.sh(python, "tests/tokenizer/oracle.py", self.build / "gcc" / "tests" / "tokenizer" / "encode_tool",
                           MODEL / "tokenizer.json")
+                + self.sh(python, "tests/tokenizer/random_tokenizers.py", self.build / "gcc" / "tests" / "tokenizer" / "encode_tool")
                 + self.sh(python, "tests/tokenizer/large.py", self.build / "gcc" / "tests" / "tokenizer" / "encode_tool",
                           self.build / "large-tokenizers")
                 + self.sh(python, "-m", "mypy", "--strict", "--cache-dir", os.devnull, "bindings/python/dsv2"))

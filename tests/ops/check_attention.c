@@ -352,7 +352,8 @@ void check_attention(void)
         for (int kv = 0; kv < DSV2I_KV_TYPES; kv++) {
             check_world(&tiny, 3, (const int[]){ 200, 3, 65 }, form, kv, DSV2I_F32, 4);
             check_world(&odd, 3, (const int[]){ 5, 130, 64 }, form, kv, DSV2I_F16, 4);
-            if (kv < DSV2I_KV_F8_E4M3 || kv == DSV2I_KV_6BIT || kv % 2 == form) /* types of a byte differ in kv_read only */
+            /* Types of a byte differ in kv_read only; under a sanitizer wide worlds take too long to try all. */
+            if (SANITIZED ? kv == DSV2I_KV_6BIT : kv < DSV2I_KV_F8_E4M3 || kv == DSV2I_KV_6BIT || kv % 2 == form)
                 check_world(&lite, 3, (const int[]){ 70, 1, 40 }, form, kv, DSV2I_BF16, 4);
         }
     for (int kv = 0; kv < DSV2I_KV_TYPES; kv++)

@@ -371,10 +371,11 @@ def step(members: Iterable[StepMember]) -> List[StepResult]:
     text = last_error() if [c.status for c in array].count(status) == 1 else ""  # the library has that of one failure only
     results = []
     for i, (c, m) in enumerate(zip(array, members)):
-        error: Optional[BaseException] = None
+        error: Optional[Exception] = None
         if c.status:
-            error = m.session._state.take() or exception(c.status, text if c.status == status and text else f"member {i} of the step")
-            if not isinstance(error, Exception):
-                raise error  # Ctrl-C in a progress callback
+            raised = m.session._state.take()
+            if raised is not None and not isinstance(raised, Exception):
+                raise raised  # Ctrl-C in a progress callback
+            error = raised or exception(c.status, text if c.status == status and text else f"member {i} of the step")
         results.append(StepResult(error, take_scores(m.tokens, c.scores) if m.score and error is None else None))
     return results

@@ -453,12 +453,13 @@ void dsv2i_tokenizer_free(struct dsv2i_tokenizer *t)
 
 const char *dsv2i_tokenizer_bytes(const struct dsv2i_tokenizer *t, int32_t id, size_t *n, int *special)
 {
-    const struct dsv2i_token *token = &t->vocab.tokens[id];
+    const struct dsv2i_token *token;
 
     *n = 0;
     *special = 0;
-    if (id >= t->vocab.n || !token->flags)
+    if (!dsv2i_tokenizer_has(t, id))
         return "";
+    token = &t->vocab.tokens[id];
     *n = token->n;
     *special = (token->flags & DSV2I_TOKEN_SPECIAL) != 0;
     return t->vocab.text + token->offset;

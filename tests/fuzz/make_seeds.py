@@ -227,6 +227,7 @@ def tokenizer_seeds() -> None:
     for i, config in enumerate(({"add_bos_token": True}, {"tokenizer_class": "LlamaTokenizerFast"}, {"add_bos_token": None}, {"tokenizer_class": 1},
                                 {"add_bos_token": 1}, [])):
         one(f"config-{i}", base, text(config))
+    one("swallowed", edited(base, "added_tokens.1", added(10, "\n", lstrip=True, rstrip=True)), text=b"a\n\n\nb")
     one("words", base, text="<b> _hi \u00e9hi \u0301hi hi\u24b6 hi\u200d hi\u203f hi\u2160 hi\u01c5 hi\u02b0 hi\u0903 hi\u20dd hi. hi".encode())
     for n in range(1, 40, 3):
         put("tokenizer", f"no-memory-{n}", SEP.join([text(whole), b"", text_with_all]) + b"\xfe" + bytes([n]))

@@ -46,6 +46,8 @@ void dsv2i_hash_add(struct dsv2i_hasher *h, const void *data, size_t n)
     const unsigned char *p = data;
     size_t held = h->total % 32, fill = 32 - held < n ? 32 - held : n;
 
+    if (!n)
+        return;
     h->total += n;
     if (held) {
         memcpy(h->held + held, p, fill);

@@ -66,32 +66,43 @@ static void drop_from(struct dsv2i_kv *kv, int32_t keep)
         kv->n_entered = keep;
 }
 
-/* Pages for need, and a copy of the page first if it is shared; 0: the pool has none. */
+/* Pages for need, and a copy of page first if it is shared; 0: the pool has not enough. */
 static int take_pages(struct dsv2i_kv *kv, int32_t first, int32_t need)
 {
     dsv2_pool *pool = kv->pool;
+    struct dsv2i_page *last = first < kv->n_pages ? kv->page[first] : NULL, *own = NULL;
     int32_t old = kv->n_pages;
+    uint64_t more = (uint64_t)(need - old);
+    int shared = last && last->refs > 1, withdrawn = 0;
 
-    if (first < old && kv->page[first]->refs > 1) {
-        struct dsv2i_page *shared = kv->page[first], *own = dsv2i_pool_take(pool);
-
-        if (!own)
-            return 0;
-        pool->be->op->mem_copy(pool->be, own->data, shared->data, pool->page_bytes);
-        set(kv, first, own);
-        dsv2i_pool_drop(pool, shared);
-        if (kv->n_entered > first)
-            kv->n_entered = first;
+    if (shared && last->cached && last->refs == 2 && !dsv2i_pool_has(pool, more + 1)) {
+        /* Only the cache shares it, and there is no page for a copy.  Below the last idle page is taken, so no cached child is left. */
+        shared = 0;
+        withdrawn = 1;
     }
+    if (!dsv2i_pool_has(pool, more + (uint64_t)shared) || (shared && !(own = dsv2i_pool_take(pool))))
+        return 0;
     while (kv->n_pages < need) {
         struct dsv2i_page *page = dsv2i_pool_take(pool);
 
         if (!page) {
             drop_from(kv, old);
+            if (own)
+                dsv2i_pool_drop(pool, own);
             return 0;
         }
         set(kv, kv->n_pages++, page);
     }
+    if (withdrawn)
+        dsv2i_pool_withdraw(pool, last);
+    if (own) {
+        pool->be->op->mem_copy(pool->be, own->data, last->data, pool->page_bytes);
+        own->expanded = last->expanded;
+        set(kv, first, own);
+        dsv2i_pool_drop(pool, last);
+    }
+    if (kv->n_entered > first)
+        kv->n_entered = first;
     return 1;
 }
 
@@ -140,53 +151,62 @@ dsv2_status dsv2i_kv_share(struct dsv2i_kv *dst, const struct dsv2i_kv *src)
     return DSV2_OK;
 }
 
-/* The cached page that page i would follow; 0: it cannot be in the cache. */
-static int parent_of(const struct dsv2i_kv *kv, int32_t i, struct dsv2i_page **parent)
+/* What page i, of which all before are cached, would follow in the cache. */
+static struct dsv2i_page *parent_of(const struct dsv2i_kv *kv, int32_t i)
 {
-    *parent = i ? kv->page[i - 1] : NULL;
-    return !i || kv->n_entered >= i;
+    return i ? kv->page[i - 1] : NULL;
 }
 
-int32_t dsv2i_kv_reuse(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos, int32_t end)
+dsv2_status dsv2i_kv_reuse(struct dsv2i_kv *kv, uint64_t space, int expanded, const int32_t *tokens, int32_t *pos, int32_t end)
 {
     dsv2_pool *pool = kv->pool;
-    int32_t begin = pos;
-    struct dsv2i_page *parent, *found;
+    struct dsv2i_page *found;
 
-    if (!pool->n_buckets)
-        return pos;
+    if (!pool->n_buckets || *pos % DSV2I_PAGE_TOKENS)
+        return DSV2_OK;
+    DSV2I_TRY(grow_table(kv, pages_of(end)));
     pthread_mutex_lock(&pool->lock);
     /* The last token is always computed: its logits are not in the page. */
-    while (pos % DSV2I_PAGE_TOKENS == 0 && pos + DSV2I_PAGE_TOKENS < end && parent_of(kv, pos / DSV2I_PAGE_TOKENS, &parent)) {
-        found = dsv2i_pool_find(pool, space, parent, tokens + pos);
-        if (!found || grow_table(kv, kv->n_pages + 1) != DSV2_OK)
+    while (kv->n_entered == kv->n_pages && *pos + DSV2I_PAGE_TOKENS < end) {
+        found = dsv2i_pool_find(pool, space, expanded, parent_of(kv, kv->n_pages), tokens + *pos);
+        if (!found)
             break;
         dsv2i_pool_hold(pool, found);
         set(kv, kv->n_pages++, found);
         kv->n_entered = kv->n_pages;
-        pos += DSV2I_PAGE_TOKENS;
+        *pos += DSV2I_PAGE_TOKENS;
     }
-    pool->prompt_tokens += (uint64_t)(end - begin);
-    pool->reused_tokens += (uint64_t)(pos - begin);
     pthread_mutex_unlock(&pool->lock);
-    return pos;
+    return DSV2_OK;
 }
 
-void dsv2i_kv_publish(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos)
+void dsv2i_kv_filled(struct dsv2i_kv *kv, int32_t from, int32_t to, int expanded)
+{
+    for (int32_t i = from; i < to; i++) {
+        uint64_t *forms = &kv->page[i / DSV2I_PAGE_TOKENS]->expanded, bit = (uint64_t)1 << i % DSV2I_PAGE_TOKENS;
+
+        *forms = expanded ? *forms | bit : *forms & ~bit;
+    }
+}
+
+int dsv2i_kv_expanded(const struct dsv2i_kv *kv, int32_t pos)
+{
+    return (int)(kv->page[pos / DSV2I_PAGE_TOKENS]->expanded >> pos % DSV2I_PAGE_TOKENS & 1);
+}
+
+void dsv2i_kv_publish(struct dsv2i_kv *kv, uint64_t space, const int32_t *tokens, int32_t pos)
 {
     dsv2_pool *pool = kv->pool;
-    struct dsv2i_page *parent, *there;
+    struct dsv2i_page *there;
 
     if (!pool->n_buckets || kv->foreign || kv->n_entered == pos / DSV2I_PAGE_TOKENS)
         return;
     pthread_mutex_lock(&pool->lock);
-    for (int32_t i = kv->n_entered; i < pos / DSV2I_PAGE_TOKENS && parent_of(kv, i, &parent); i++) {
-        there = dsv2i_pool_enter(pool, kv->page[i], space, parent, tokens + i * DSV2I_PAGE_TOKENS);
+    for (int32_t i = kv->n_entered; i < pos / DSV2I_PAGE_TOKENS; i++) {
+        there = dsv2i_pool_enter(pool, kv->page[i], space, parent_of(kv, i), tokens + i * DSV2I_PAGE_TOKENS);
         if (!there)
             break;
         if (there != kv->page[i]) { /* another session was first */
-            if (space.attention == DSV2_ATTENTION_AUTO)
-                break; /* its page may come from other cuts, hence have other bits */
             dsv2i_pool_hold(pool, there);
             dsv2i_pool_drop(pool, kv->page[i]);
             set(kv, i, there);

@@ -18,16 +18,21 @@ size_t dsv2i_kv_page_bytes(struct dsv2i_backend *be, const struct dsv2i_shape *s
 /* An empty table that holds the pool. */
 void dsv2i_kv_init(struct dsv2i_kv *kv, dsv2_pool *pool);
 void dsv2i_kv_free(struct dsv2i_kv *kv);
-/* Make positions from..to-1 writable: pages taken, a shared one copied.  NO_PAGES, NOMEM change nothing that a reader can see. */
+/* Make positions from..to-1 writable: pages taken, a shared one copied.  NO_PAGES and NOMEM change nothing, but that cached pages which
+ * nobody uses may be gone when memory ran out. */
 dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to);
 /* Give back the pages beyond the first n tokens. */
 void dsv2i_kv_truncate(struct dsv2i_kv *kv, int32_t n);
 /* dst (initialised, empty, of the same pool) shares all pages of src. */
 dsv2_status dsv2i_kv_share(struct dsv2i_kv *dst, const struct dsv2i_kv *src);
-/* The table holds pos tokens, and tokens[0..end) are to be there.  Add the pages of tokens[pos..end-1) that the prefix cache has, and
- * return how many tokens the table holds then. */
-int32_t dsv2i_kv_reuse(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos, int32_t end);
+/* The table holds *pos tokens, and tokens[0..end) are to be there, those from *pos on in one form of attention.  Add the pages of
+ * tokens[*pos..end-1) that the prefix cache has; *pos is how many tokens the table holds then.  NOMEM. */
+dsv2_status dsv2i_kv_reuse(struct dsv2i_kv *kv, uint64_t space, int expanded, const int32_t *tokens, int32_t *pos, int32_t end);
+/* Positions from..to-1, reserved before, were computed in this form. */
+void dsv2i_kv_filled(struct dsv2i_kv *kv, int32_t from, int32_t to, int expanded);
+/* The form of a position. */
+int dsv2i_kv_expanded(const struct dsv2i_kv *kv, int32_t pos);
 /* Put the full pages of tokens[0..pos) into the prefix cache. */
-void dsv2i_kv_publish(struct dsv2i_kv *kv, struct dsv2i_space space, const int32_t *tokens, int32_t pos);
+void dsv2i_kv_publish(struct dsv2i_kv *kv, uint64_t space, const int32_t *tokens, int32_t pos);
 
 #endif

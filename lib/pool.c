@@ -1,6 +1,7 @@
 /* Pages are counted references.  The prefix cache is a tree of full pages: each stands for the 64 tokens in it behind those of its parent, so
- * a chain of equal tokens is a chain of pages.  A session that holds a page of the tree holds all before it, too; hence the pages
+ * a chain of equal tokens is a chain of pages.  A table that holds a page of the tree holds all before it, too; hence the pages
  * that nothing else holds are whole subtrees, and as tables are dropped from their ends, the one that fell idle first has no children.
+ * What is in a page depends on its tokens, those before, and the form of attention of each: pages that agree in these have the same bits.
  * SPDX-License-Identifier: MIT */
 #include "pool.h"
 
@@ -173,6 +174,7 @@ static struct dsv2i_page *new_page(dsv2_pool *p)
     }
     page->refs = 1;
     page->cached = 0;
+    page->expanded = 0;
     p->taken++;
     return page;
 }
@@ -189,21 +191,34 @@ static void free_page(dsv2_pool *p, struct dsv2i_page *page)
     dsv2i_free(p->mem, page);
 }
 
+static void uncache(dsv2_pool *p, struct dsv2i_page *page)
+{
+    struct dsv2i_page **at;
+
+    for (at = &p->bucket[page->hash & (p->n_buckets - 1)]; *at != page; at = &(*at)->next)
+        ;
+    *at = page->next;
+    page->cached = 0;
+    p->cached--;
+    p->evicted++;
+}
+
 /* Give up the page that fell idle first; 0: there is none. */
 static int evict(dsv2_pool *p)
 {
-    struct dsv2i_page *page = p->oldest, **at;
+    struct dsv2i_page *page = p->oldest;
 
     if (!page)
         return 0;
     idle_remove(p, page);
-    for (at = &p->bucket[page->hash & (p->n_buckets - 1)]; *at != page; at = &(*at)->next)
-        ;
-    *at = page->next;
-    p->cached--;
-    p->evicted++;
+    uncache(p, page);
     free_page(p, page);
     return 1;
+}
+
+int dsv2i_pool_has(const dsv2_pool *p, uint64_t n)
+{
+    return !p->capacity || n <= p->capacity - p->taken + p->idle;
 }
 
 struct dsv2i_page *dsv2i_pool_take(dsv2_pool *p)
@@ -232,42 +247,40 @@ void dsv2i_pool_drop(dsv2_pool *p, struct dsv2i_page *page)
 
 /* ---- The prefix cache */
 
-static uint64_t hash_of(struct dsv2i_space space, const struct dsv2i_page *parent, const int32_t *tokens)
+static uint64_t hash_of(uint64_t space, const struct dsv2i_page *parent, const int32_t *tokens)
 {
-    uint64_t seed = parent ? parent->hash : space.name * 4 + (uint64_t)space.attention;
-
-    return dsv2i_hash(seed, tokens, DSV2I_PAGE_TOKENS * sizeof *tokens);
+    return dsv2i_hash(parent ? parent->hash : space, tokens, DSV2I_PAGE_TOKENS * sizeof *tokens);
 }
 
-/* The parent stands for all tokens before and for the space. */
-static struct dsv2i_page *find(const dsv2_pool *p, uint64_t hash, struct dsv2i_space space, const struct dsv2i_page *parent,
+/* The parent stands for all tokens before. */
+static struct dsv2i_page *find(const dsv2_pool *p, uint64_t hash, uint64_t space, uint64_t expanded, const struct dsv2i_page *parent,
                                const int32_t *tokens)
 {
     for (struct dsv2i_page *c = p->bucket[hash & (p->n_buckets - 1)]; c; c = c->next)
-        if (c->hash == hash && c->parent == parent && c->space.name == space.name && c->space.attention == space.attention &&
+        if (c->hash == hash && c->parent == parent && c->space == space && c->expanded == expanded &&
             !memcmp(c->token, tokens, sizeof c->token))
             return c;
     return NULL;
 }
 
-struct dsv2i_page *dsv2i_pool_find(const dsv2_pool *p, struct dsv2i_space space, const struct dsv2i_page *parent,
+struct dsv2i_page *dsv2i_pool_find(const dsv2_pool *p, uint64_t space, int expanded, const struct dsv2i_page *parent,
                                    const int32_t *tokens)
 {
-    return p->n_buckets ? find(p, hash_of(space, parent, tokens), space, parent, tokens) : NULL;
+    return find(p, hash_of(space, parent, tokens), space, expanded ? UINT64_MAX : 0, parent, tokens);
 }
 
-struct dsv2i_page *dsv2i_pool_enter(dsv2_pool *p, struct dsv2i_page *page, struct dsv2i_space space, struct dsv2i_page *parent,
+struct dsv2i_page *dsv2i_pool_enter(dsv2_pool *p, struct dsv2i_page *page, uint64_t space, struct dsv2i_page *parent,
                                     const int32_t *tokens)
 {
-    struct dsv2i_page *found, **bucket;
-    uint64_t hash;
+    uint64_t hash = hash_of(space, parent, tokens);
+    struct dsv2i_page *found = find(p, hash, space, page->expanded, parent, tokens), **bucket;
 
-    if (!p->n_buckets)
-        return NULL;
-    hash = hash_of(space, parent, tokens);
-    found = find(p, hash, space, parent, tokens);
     if (found)
         return found;
+    if (page->expanded != 0 && page->expanded != UINT64_MAX) /* nobody would look for it */
+        return NULL;
+    if (page->refs > 1) /* another table holds it, but perhaps another page than parent before it */
+        return NULL;
     if (p->cached == p->cache_capacity && !evict(p))
         return NULL;
     bucket = &p->bucket[hash & (p->n_buckets - 1)];
@@ -282,4 +295,18 @@ struct dsv2i_page *dsv2i_pool_enter(dsv2_pool *p, struct dsv2i_page *page, struc
     p->cached++;
     p->entered++;
     return page;
+}
+
+void dsv2i_pool_withdraw(dsv2_pool *p, struct dsv2i_page *page)
+{
+    uncache(p, page);
+    page->refs--;
+}
+
+void dsv2i_pool_count(dsv2_pool *p, size_t prompt, size_t reused)
+{
+    pthread_mutex_lock(&p->lock);
+    p->prompt_tokens += prompt;
+    p->reused_tokens += reused;
+    pthread_mutex_unlock(&p->lock);
 }

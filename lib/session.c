@@ -158,11 +158,6 @@ void dsv2i_session_free(dsv2_session *s)
     dsv2i_model_release(m);
 }
 
-struct dsv2i_space dsv2i_session_space(const dsv2_session *s)
-{
-    return (struct dsv2i_space){s->cache_namespace, s->attention};
-}
-
 dsv2_status dsv2i_session_truncate(dsv2_session *s, size_t n)
 {
     if (n > (size_t)s->pos)

@@ -24,8 +24,6 @@ struct dsv2_session {
 dsv2_status dsv2i_session_create(dsv2_model *m, const dsv2_session_params *params, dsv2_session **out);
 void dsv2i_session_free(dsv2_session *s);
 dsv2_status dsv2i_session_memory(const dsv2_session *s, dsv2_memory *out);
-/* Whose prompts it may share pages with. */
-struct dsv2i_space dsv2i_session_space(const dsv2_session *s);
 dsv2_status dsv2i_session_truncate(dsv2_session *s, size_t n);
 dsv2_status dsv2i_session_fork(const dsv2_session *s, dsv2_session **out);
 

@@ -106,31 +106,50 @@ static dsv2_status check(const struct dsv2i_member *m)
     return DSV2_OK;
 }
 
+static int32_t form_of(const struct dsv2i_member *m)
+{
+    const dsv2_session *s = m->s;
+    int expanded = s->attention == DSV2_ATTENTION_EXPANDED;
+
+    if (s->attention == DSV2_ATTENTION_AUTO)
+        expanded = m->from < s->pos ? dsv2i_kv_expanded(&s->kv, m->from)
+                                    : expanded_is_cheaper(&s->model->config.shape, s->pos, (int32_t)m->n);
+    return expanded ? DSV2I_EXPANDED : DSV2I_ABSORBED;
+}
+
+/* May the beginning of the tokens come from the prefix cache? */
+static int looks_up(const struct dsv2i_member *m)
+{
+    return m->s->kv.pool->n_buckets && !m->decoded && !m->scores;
+}
+
 static dsv2_status prepare(struct dsv2i_member *m)
 {
     dsv2_session *s = m->s;
-    const struct dsv2i_shape *shape = &s->model->config.shape;
 
     DSV2I_TRY(check(m));
     if (atomic_exchange(&s->cancelled, 0))
         return dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");
     DSV2I_TRY(remember(s, m->tokens, m->n));
-    m->at = s->pos;
     m->end = s->pos + (int32_t)m->n;
-    m->form = s->attention == DSV2_ATTENTION_EXPANDED ||
-                      (s->attention == DSV2_ATTENTION_AUTO && expanded_is_cheaper(shape, s->pos, (int32_t)m->n))
-                  ? DSV2I_EXPANDED
-                  : DSV2I_ABSORBED;
     if (m->scores && s->pos && !s->has_logits) {
-        m->at = s->pos - 1; /* what foretold the first token is gone, and is computed again */
+        m->from = s->pos - 1; /* what foretold the first token is gone, and is computed again: as it was, in the form that it was */
     } else if (m->scores) {
         struct dsv2i_score first = first_score(s, m->tokens[0]);
 
         store_score(m, s->pos, &first);
-    } else if (!m->decoded) {
-        m->at = dsv2i_kv_reuse(&s->kv, dsv2i_session_space(s), s->tokens, m->at, m->end);
     }
-    return dsv2i_kv_reserve(&s->kv, m->at, m->end);
+    m->form = form_of(m);
+    if (looks_up(m))
+        DSV2I_TRY(dsv2i_kv_reuse(&s->kv, s->cache_namespace, m->form == DSV2I_EXPANDED, s->tokens, &m->from, m->end));
+    m->at = m->from;
+    return dsv2i_kv_reserve(&s->kv, m->from, m->end);
+}
+
+/* Give back what prepare took. */
+static void abandon(const struct dsv2i_member *m)
+{
+    dsv2i_kv_truncate(&m->s->kv, m->s->pos);
 }
 
 /* ---- A pass */
@@ -226,14 +245,17 @@ static void commit(const struct dsv2i_member *m)
     dsv2_session *s = m->s;
 
     if (m->status != DSV2_OK) {
-        dsv2i_kv_truncate(&s->kv, s->pos);
+        abandon(m);
         return;
     }
+    if (looks_up(m))
+        dsv2i_pool_count(s->kv.pool, m->n, (size_t)(m->from - s->pos));
+    dsv2i_kv_filled(&s->kv, m->from, m->end, m->form == DSV2I_EXPANDED);
     s->pos = m->end;
     if (!m->decoded)
         s->n_prompt = s->pos;
     s->has_logits = !m->no_logits;
-    dsv2i_kv_publish(&s->kv, dsv2i_session_space(s), s->tokens, s->pos);
+    dsv2i_kv_publish(&s->kv, s->cache_namespace, s->tokens, s->pos);
 }
 
 /* Room for the lists of a pass, in one block. */
@@ -267,12 +289,12 @@ dsv2_status dsv2i_step(dsv2_model *model, struct dsv2i_member *members, size_t n
     for (size_t i = 0; i < n; i++) {
         struct dsv2i_member *m = &members[i];
 
-        m->at = m->end = m->s->pos;
-        m->status = DSV2_OK;
-        if (!lists)
-            fail(&step, m, dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %d rows", step.max_rows));
-        else if ((m->status = prepare(m)) != DSV2_OK)
-            fail(&step, m, m->status);
+        m->from = m->at = m->end = m->s->pos;
+        m->status = lists ? prepare(m) : dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %d rows", step.max_rows);
+        if (m->status != DSV2_OK) {
+            step.status = m->status;
+            abandon(m); /* at once: the next may need the pages */
+        }
     }
     while (lists && gather(&step))
         pass(&step);

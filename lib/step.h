@@ -16,7 +16,7 @@ struct dsv2i_member {
     size_t score_size;
     dsv2_status status;         /* set by the step */
     /* While the step runs: */
-    int32_t at, end;            /* positions still to be computed */
+    int32_t from, at, end;      /* positions to be computed, and those of them that still are */
     int32_t form;               /* enum dsv2i_attention */
 };
 

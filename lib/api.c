@@ -303,6 +303,7 @@ dsv2_status dsv2_pool_get_info(dsv2_pool *pool, dsv2_pool_info *info)
 
     REQUIRE(pool);
     REQUIRE(info);
+    DSV2I_TRY(dsv2i_context_check(pool->model->ctx));
     dsv2i_pool_info(pool, &full);
     return dsv2i_output_fill(info, &full, sizeof full, "dsv2_pool_info");
 }

@@ -4,6 +4,7 @@
 #include "kv.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "mem.h"
 
@@ -125,6 +126,11 @@ dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to)
 
 void dsv2i_kv_truncate(struct dsv2i_kv *kv, int32_t n)
 {
+    if (kv->pool->model->ctx->pid != getpid()) {
+        /* A child of fork: a thread that is not here may have held the lock.  Pages are left to the child's end. */
+        kv->n_pages = pages_of(n) < kv->n_pages ? pages_of(n) : kv->n_pages;
+        return;
+    }
     pthread_mutex_lock(&kv->pool->lock);
     drop_from(kv, pages_of(n));
     pthread_mutex_unlock(&kv->pool->lock);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "logprobs.h"
+#include "session.h"
 
 #define VOCAB 160
 #define MAX_POSITION 1280 /* of the model */
@@ -1098,10 +1099,14 @@ static void forked_process(void **state)
     pid_t pid;
     int status;
 
+    pthread_mutex_lock(&s->kv.pool->lock); /* as if another thread were taking a page just now */
     pid = fork();
     assert_true(pid >= 0);
-    if (pid == 0)
+    if (pid == 0) {
+        alarm(60); /* rather than hang */
         _exit(in_child(s));
+    }
+    pthread_mutex_unlock(&s->kv.pool->lock);
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 0);

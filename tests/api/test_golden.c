@@ -9,7 +9,11 @@
 
 #include <cjson/cJSON.h>
 
-static const char *const f32_models[] = {"spec-a", "spec-b", "spec-c", "v2", "v25", "lite", "null-rope", "ties", "rare", "v5", "long"};
+static const char *const f32_models[] = {"spec-a", "spec-b", "spec-c", "v2", "v25", "lite", "null-rope", "ties", "rare", "v5",
+#ifndef SANITIZED /* minutes there, for code that the others run, too */
+                                         "long"
+#endif
+};
 static const char *const bf16_models[] = {"v2-bf16", "lite-bf16", "production-heads", "v5-fused-bf16"};
 static const char *const f16_models[] = {"lite-f16"};
 
@@ -115,8 +119,12 @@ static void check_f32(dsv2_context *ctx, const char *level)
         fixture_open(&f, f32_models[m]);
         for (int32_t attention = DSV2_ATTENTION_ABSORBED; attention <= DSV2_ATTENTION_AUTO; attention++)
             for (int how = WHOLE; how <= TOKEN_BY_TOKEN; how++) {
-                double *got = run_model(model, &f, DSV2_KV_F32, attention, how);
-                double error = distance(got, f.logits, f.n_positions, f.n_vocab).max_relative;
+                double *got, error;
+
+                if (f.n_ids > 1000 && how == TOKEN_BY_TOKEN && attention != DSV2_ATTENTION_ABSORBED)
+                    continue; /* would expand millions of keys */
+                got = run_model(model, &f, DSV2_KV_F32, attention, how);
+                error = distance(got, f.logits, f.n_positions, f.n_vocab).max_relative;
 
                 worst = fmax(worst, error);
                 if (!(error < 1e-4))

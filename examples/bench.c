@@ -12,7 +12,7 @@ static const char help[] =
     "  --sessions LIST        decoding together (default 1,2,4,8,16,32,64)\n"
     "  --context LIST         tokens that each session has behind it (default 128,512,2000)\n"
     "  --kv LIST              how the cache is stored, measured in turn: bf16,f32,f8_e4m3,f8_e5m2,int8,6bit (default bf16)\n"
-    "  --steps N              decode steps timed at a time (default 16)\n"
+    "  --steps N              decode steps in a row, each timed (default 16)\n"
     "  --repeats N            times that everything is measured, in turn (default 5)\n"
     "  --json                 one JSON object instead of text\n"
     "  -h, --help\n"
@@ -20,7 +20,7 @@ static const char help[] =
     "Figures are medians; --json has the fastest, too, for a machine that does other work.  Tokens are random, so that experts are used evenly; choosing a token from the logits is not part of a step.\n"
     "\n" MODEL_OPTIONS_HELP;
 
-enum { MAX_LIST = 16, MAX_REPEATS = 101, TAIL = 16 /* tokens of a prompt behind the prefix that it shares */ };
+enum { MAX_LIST = 16, MAX_SAMPLES = 1 << 12, TAIL = 16 /* tokens of a prompt behind the prefix that it shares */ };
 
 struct list {
     int32_t at[MAX_LIST];
@@ -37,7 +37,7 @@ struct settings {
 
 /* Samples of one figure. */
 struct samples {
-    double at[MAX_REPEATS];
+    double at[MAX_SAMPLES];
     int n;
 };
 
@@ -58,7 +58,7 @@ static int by_value(const void *a, const void *b)
 
 static void add(struct samples *s, double x)
 {
-    if (s->n < MAX_REPEATS)
+    if (s->n < MAX_SAMPLES)
         s->at[s->n++] = x;
 }
 
@@ -203,13 +203,12 @@ static double time_prefill(const struct settings *b, dsv2_session *s, int32_t n)
     return seconds() - start;
 }
 
-/* Seconds of a step with one token for each of n sessions, which are put back afterwards. */
-static double time_decode(const struct settings *b, dsv2_session **s, int32_t n)
+/* Steps with one token for each of n sessions, which are put back afterwards. */
+static void time_decode(const struct settings *b, dsv2_session **s, int32_t n, struct samples *samples)
 {
     dsv2_step_member *members = allocate((size_t)n, sizeof *members);
     int32_t *tokens = allocate((size_t)n, sizeof *tokens);
     size_t before = dsv2_session_position(s[0]);
-    double total = 0;
 
     for (int32_t i = 0; i < n; i++)
         members[i] = (dsv2_step_member){.session = s[i], .tokens = &tokens[i], .n_tokens = 1, .flags = DSV2_STEP_DECODED};
@@ -219,13 +218,12 @@ static double time_decode(const struct settings *b, dsv2_session **s, int32_t n)
         random_tokens(b, tokens, n);
         start = seconds();
         check(dsv2_step(members, sizeof *members, (size_t)n));
-        total += seconds() - start;
+        add(samples, seconds() - start);
     }
     for (int32_t i = 0; i < n; i++)
         check(dsv2_session_truncate(s[i], before));
     free(members);
     free(tokens);
-    return total / b->steps;
 }
 
 /* All KV types at one context length, in turn. */
@@ -245,7 +243,7 @@ static void measure(const struct settings *b, dsv2_model *model, int32_t context
     for (int32_t r = 0; r < b->repeats; r++)
         for (int k = 0; k < b->sessions.n; k++)
             for (int g = 0; g < b->kv.n; g++)
-                add(&groups[g].decode[k], time_decode(b, groups[g].s, b->sessions.at[k]));
+                time_decode(b, groups[g].s, b->sessions.at[k], &groups[g].decode[k]);
     for (int g = 0; g < b->kv.n; g++) {
         for (int32_t i = 0; i < most; i++)
             dsv2_session_free(groups[g].s[i]);
@@ -442,7 +440,7 @@ int main(int argc, char **argv)
         else if ((v = value_of(argc, argv, &i, "--steps")))
             b.steps = (int32_t)integer("--steps", v, 1, 1 << 20);
         else if ((v = value_of(argc, argv, &i, "--repeats")))
-            b.repeats = (int32_t)integer("--repeats", v, 1, MAX_REPEATS);
+            b.repeats = (int32_t)integer("--repeats", v, 1, MAX_SAMPLES);
         else if (!strcmp(argv[i], "--json"))
             b.json = 1;
         else if (!model_option(&b.o, argc, argv, &i))

@@ -163,7 +163,7 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     const struct dsv2i_ops *op = be->op;
     const struct dsv2i_shape *s = &m->config.shape;
     int32_t n = batch->n_rows, cancelled = 0, failed;
-    struct activations a;
+    struct activations a = {0};
 
     dsv2i_context_begin_turn(m->ctx);
     lay_out(&a, m->ctx->activations, s, (size_t)n);

@@ -173,7 +173,7 @@ dsv2_status dsv2i_session_truncate(dsv2_session *s, size_t n)
 
 dsv2_status dsv2i_session_fork(const dsv2_session *s, dsv2_session **out)
 {
-    dsv2_session *f;
+    dsv2_session *f = NULL;
     dsv2_status status;
 
     DSV2I_TRY(session_new(s->model, s, s->kv.pool, &f));

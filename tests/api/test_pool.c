@@ -260,6 +260,7 @@ static void auto_and_cache(void **state)
         dsv2_session_free(s);
     }
     assert_int_equal(info_of(pool).reused_tokens, 192); /* of the last one, from the third */
+    check_pool(pool, 0, 3, 3); /* the pieces begin expanded and go on absorbed: such a page does not enter, nor what follows */
     dsv2_pool_free(pool);
 }
 
@@ -434,7 +435,20 @@ static void forks_and_a_full_cache(void **state)
     }
 }
 
-/* Pages with the same hash, let alone in the same bucket, are told apart by their tokens. */
+static void rehash(dsv2_pool *pool, struct dsv2i_page *page, uint64_t hash)
+{
+    struct dsv2i_page **at = &pool->bucket[page->hash & (pool->n_buckets - 1)];
+
+    while (*at != page)
+        at = &(*at)->next;
+    *at = page->next;
+    at = &pool->bucket[hash & (pool->n_buckets - 1)];
+    page->hash = hash;
+    page->next = *at;
+    *at = page;
+}
+
+/* Pages with the same hash, let alone in the same bucket, are told apart by their tokens, by what they follow, and by whose they are. */
 static void collisions(void **state)
 {
     dsv2_pool *pool = open_pool(model[0], DSV2_KV_BF16, 0, 40); /* more pages than buckets at last */
@@ -444,10 +458,7 @@ static void collisions(void **state)
     dsv2_session_free(prompt_in(pool, 0, 70));
     page = dsv2i_pool_find(pool, 0, 0, NULL, seq[0]);
     assert_non_null(page);
-    pool->bucket[page->hash & (pool->n_buckets - 1)] = page->next;
-    page->hash = dsv2i_hash(0, seq[5], PAGE * sizeof(int32_t));
-    page->next = pool->bucket[page->hash & (pool->n_buckets - 1)];
-    pool->bucket[page->hash & (pool->n_buckets - 1)] = page;
+    rehash(pool, page, dsv2i_hash(0, seq[5], PAGE * sizeof(int32_t)));
     s = prompt_in(pool, 5, 100);
     assert_int_equal(info_of(pool).reused_tokens, 0);
     check_pool(pool, 2, 2, 1);
@@ -455,6 +466,11 @@ static void collisions(void **state)
     s = prompt_in(pool, 5, 100);
     assert_int_equal(info_of(pool).reused_tokens, 64);
     dsv2_session_free(s);
+    page = dsv2i_pool_find(pool, 0, 0, NULL, seq[5]);
+    rehash(pool, page, dsv2i_hash(7, seq[5], PAGE * sizeof(int32_t)));
+    assert_null(dsv2i_pool_find(pool, 7, 0, NULL, seq[5]));
+    rehash(pool, page, dsv2i_hash(1, seq[5], PAGE * sizeof(int32_t))); /* 1: the hash of a page that might stand before */
+    assert_null(dsv2i_pool_find(pool, 0, 0, &(struct dsv2i_page){.hash = 1}, seq[5]));
     for (int q = 0; q < N_SEQ; q++)
         for (int at = 0; at < 70; at += 7) {
             s = plain_in(pool);

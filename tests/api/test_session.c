@@ -243,6 +243,30 @@ static void fork_and_truncate(void **state)
     dsv2_session_free(b);
 }
 
+/* A fork computes as the session that it comes from does. */
+static void fork_keeps_parameters(void **state)
+{
+    dsv2_session *a = open_session(model, 300, DSV2_KV_F32, DSV2_ATTENTION_EXPANDED, 16), *b, *absorbed;
+    dsv2_memory of_a = {.struct_size = sizeof of_a}, of_b = {.struct_size = sizeof of_b};
+    int32_t ids[200];
+
+    fill_ids(ids, 0, 200);
+    must(dsv2_session_prefill(a, ids, 100));
+    must(dsv2_session_fork(a, &b));
+    must(dsv2_session_prefill(a, ids + 100, 100));
+    must(dsv2_session_prefill(b, ids + 100, 100));
+    assert_memory_equal(logits_of(a), logits_of(b), VOCAB * sizeof(float));
+    must(dsv2_session_memory(a, &of_a));
+    must(dsv2_session_memory(b, &of_b));
+    assert_memory_equal(&of_a, &of_b, sizeof of_a);
+    absorbed = open_session(model, 300, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 16); /* else the form could not be told */
+    must(dsv2_session_prefill(absorbed, ids, 200));
+    assert_memory_not_equal(logits_of(a), logits_of(absorbed), VOCAB * sizeof(float));
+    dsv2_session_free(a);
+    dsv2_session_free(b);
+    dsv2_session_free(absorbed);
+}
+
 static void fork_without_logits(void **state)
 {
     dsv2_session *a = with_prompt(0, 20), *b;
@@ -304,7 +328,7 @@ static int32_t on_progress(void *user, uint64_t done, uint64_t total)
 {
     struct progress *p = user;
 
-    assert_true(done > p->last && done <= total);
+    assert_true(done > p->last && done < total); /* between pieces: never at the end */
     p->last = done;
     if (++p->calls != p->stop_at)
         return 0;
@@ -566,6 +590,43 @@ static void logprobs(void **state)
     expect(dsv2_session_logprobs(s, 1, VOCAB, some, sizeof *some, 6, &n), DSV2_ERR_INVALID, "also: 160");
     expect(dsv2_session_logprobs(s, 1, -2, some, sizeof *some, 6, &n), DSV2_ERR_INVALID, "also: -2");
     dsv2_session_free(s);
+}
+
+/* Elements of programs whose header had less in them: what they have room for is filled, and nothing beyond. */
+static void short_elements(void **state)
+{
+    dsv2_session *s = with_prompt(0, 20), *f;
+    dsv2_logprob whole[4];
+    dsv2_token_score scores[4];
+    int32_t ids[4];
+    size_t n;
+
+    must(dsv2_session_fork(s, &f));
+    fill_ids(ids, 20, 4);
+    must(dsv2_session_logprobs(s, 4, -1, whole, sizeof *whole, 4, &n));
+    must(dsv2_session_score(s, ids, 4, scores, sizeof *scores));
+    for (size_t size = sizeof(int32_t); size < sizeof *scores; size += sizeof(int32_t)) {
+        unsigned char got[4 * sizeof *scores], untouched[4 * sizeof *scores];
+        dsv2_session *g;
+
+        memset(got, 0x5A, sizeof got);
+        memset(untouched, 0x5A, sizeof untouched);
+        must(dsv2_session_fork(f, &g));
+        must(dsv2_session_score(g, ids, 4, (void *)got, size));
+        for (size_t i = 0; i < 4; i++)
+            assert_memory_equal(got + i * size, &scores[i], size);
+        assert_memory_equal(got + 4 * size, untouched, sizeof got - 4 * size);
+        dsv2_session_free(g);
+        if (size >= sizeof *whole)
+            continue;
+        memset(got, 0x5A, sizeof got);
+        must(dsv2_session_logprobs(f, 4, -1, (void *)got, size, 4, &n));
+        for (size_t i = 0; i < 4; i++)
+            assert_memory_equal(got + i * size, &whole[i], size);
+        assert_memory_equal(got + 4 * size, untouched, sizeof got - 4 * size);
+    }
+    dsv2_session_free(s);
+    dsv2_session_free(f);
 }
 
 static void logprob_ties(void **state)
@@ -943,6 +1004,21 @@ static void default_context(void **state)
     dsv2_context_free(small);
 }
 
+/* Whole pages, and scratch for no more rows than the context has. */
+static void memory_of_a_small_context(void **state)
+{
+    dsv2_memory memory[2] = {{.struct_size = sizeof *memory}, {.struct_size = sizeof *memory}};
+
+    for (int i = 0; i < 2; i++) {
+        dsv2_session *s = open_session(model, 100, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, i ? 256 : 100);
+
+        must(dsv2_session_memory(s, &memory[i]));
+        dsv2_session_free(s);
+    }
+    assert_memory_equal(&memory[0], &memory[1], sizeof *memory);
+    assert_int_equal(memory[0].kv, 128 * memory[0].kv_per_token);
+}
+
 /* ---- Lifetimes */
 
 static void lifetimes(void **state)
@@ -1134,11 +1210,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(context_full), cmocka_unit_test(truncation), cmocka_unit_test(fork_session),
-        cmocka_unit_test(fork_and_truncate), cmocka_unit_test(fork_without_logits), cmocka_unit_test(pending_cancel),
+        cmocka_unit_test(fork_and_truncate), cmocka_unit_test(fork_keeps_parameters), cmocka_unit_test(fork_without_logits), cmocka_unit_test(pending_cancel),
         cmocka_unit_test(progress), cmocka_unit_test(cancel_at_any_time), cmocka_unit_test(scores),
-        cmocka_unit_test(failed_score), cmocka_unit_test(logprobs), cmocka_unit_test(logprob_ties),
+        cmocka_unit_test(failed_score), cmocka_unit_test(logprobs), cmocka_unit_test(short_elements), cmocka_unit_test(logprob_ties),
         cmocka_unit_test(invalid_ids), cmocka_unit_test(nulls), cmocka_unit_test(wrong_state), cmocka_unit_test(buffers),
-        cmocka_unit_test(output_is_what_was_decoded), cmocka_unit_test(default_context), cmocka_unit_test(lifetimes),
+        cmocka_unit_test(output_is_what_was_decoded), cmocka_unit_test(default_context), cmocka_unit_test(memory_of_a_small_context), cmocka_unit_test(lifetimes),
         cmocka_unit_test(threads), cmocka_unit_test(references), cmocka_unit_test(forked_process),
     };
 

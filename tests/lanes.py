@@ -143,7 +143,8 @@ class Runner:
         wrapper = ("setarch", os.uname().machine, "-R")
         if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
             raise Skip("setarch -R is not allowed here")
-        return self.meson_test("tsan", "session", "model", "-t", "20", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1")
+        return self.meson_test("tsan", "session", "model", "threads", "step", "pool", "save", "-t", "20", wrapper=wrapper,
+                               TSAN_OPTIONS="halt_on_error=1:allocator_may_return_null=1")
 
     def header(self) -> Counts:
         counts = Counts(0, 0)

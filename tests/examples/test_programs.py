@@ -5,9 +5,11 @@ SPDX-License-Identifier: MIT
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -21,11 +23,19 @@ def program(name):
     return str(Path(os.environ.get("DSV2_EXAMPLES", ROOT / "build" / "gcc" / "examples"), f"dsv2-{name}"))
 
 
+def both(name, *args, stdin=""):
+    return subprocess.run([program(name), *map(str, args)], input=stdin, capture_output=True, text=True, timeout=250)
+
+
 def run(name, *args, stdin="", status=0):
-    done = subprocess.run([program(name), *map(str, args)], input=stdin, capture_output=True, text=True, timeout=250)
+    done = both(name, *args, stdin=stdin)
     if done.returncode != status:
         raise AssertionError(f"dsv2-{name} {args}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout if status == 0 else done.stderr
+
+
+def prompt_tokens(*args):
+    return int(re.search(r"prompt (\d+) tokens", both("generate", MODEL, "--chat", "-n", 1, *args).stderr)[1])
 
 
 class Generate(unittest.TestCase):
@@ -56,6 +66,42 @@ class Generate(unittest.TestCase):
         stop = full[4:7]
         self.assertEqual(run("generate", MODEL, "-n", 30, "--temperature", 0, "--stop", stop, PROMPT), full[: full.index(stop)] + "\n")
 
+    def test_what_a_stop_string_held_back_comes_at_the_end(self):
+        full = run("generate", MODEL, "-n", 30, "--temperature", 0, PROMPT)
+        self.assertEqual(run("generate", MODEL, "-n", 30, "--temperature", 0, "--stop", full[-4:-1] + "\u2603", PROMPT), full)
+
+    def test_the_report(self):
+        args = (MODEL, "--temperature", 0)
+        self.assertIn("ended by length", both("generate", *args, "-n", 5, PROMPT).stderr)
+        self.assertIn("ended by end of text", both("generate", *args, "--chat", "-n", 500, "Hello").stderr)
+        full = run("generate", *args, "-n", 9, PROMPT)
+        self.assertIn("ended by stop string", both("generate", *args, "--stop", full[2:5], PROMPT).stderr)
+        self.assertEqual(both("generate", *args, "-n", 5, "--quiet", PROMPT).stderr, "")
+        self.assertIn("seed 7]", both("generate", *args, "-n", 1, "--seed", 7, PROMPT).stderr)
+        self.assertIn("generated 0,", both("generate", *args, "-n", 0, PROMPT).stderr)
+
+    def test_sampling_options(self):
+        greedy = run("generate", MODEL, "-n", 12, "--temperature", 0, PROMPT)
+        for option in (("--top-k", 1), ("--min-p", 1), ("--top-p", 1e-9)):
+            self.assertEqual(run("generate", MODEL, "-n", 12, "--temperature", 1, "--seed", 3, *option, PROMPT), greedy, option)
+        for option, value, field in (("--temperature", -1, "temperature"), ("--min-p", 2, "min_p"), ("--repetition-penalty", 0, "repetition_penalty"),
+                                     ("--presence-penalty", 3, "presence_penalty"), ("--frequency-penalty", -3, "frequency_penalty")):
+            self.assertIn(f"{field}: {value}", run("generate", MODEL, option, value, PROMPT, status=1))
+
+    def test_system_message(self):
+        args = ("--temperature", 0, "-n", 12, "--system", "Be brief.")
+        self.assertEqual(run("generate", MODEL, "--chat", *args, "Hello"), run("chat", MODEL, *args, stdin="Hello\n"))
+        self.assertGreater(prompt_tokens("--system", "Be brief.", "Hello"), prompt_tokens("Hello") + 3)
+
+    def test_markers_in_a_message_stay_text(self):
+        self.assertGreater(prompt_tokens("a<｜end▁of▁sentence｜>"), prompt_tokens("a") + 3)
+
+    def test_a_long_text_is_read_whole(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("1" * 300000)  # digits are tokens of their own
+            file.flush()
+            self.assertIn(" 300001 tokens", run("generate", MODEL, "-f", file.name, status=1))
+
     def test_context_full_is_no_failure(self):
         out = subprocess.run([program("generate"), MODEL, "--ctx", "16", "--min-tokens", "100", PROMPT], capture_output=True, text=True)
         self.assertEqual(out.returncode, 0)
@@ -74,7 +120,10 @@ class Generate(unittest.TestCase):
     def test_mistakes(self):
         for args, text in (((), "which model"), (("/nonexistent", "x"), "/nonexistent"), ((MODEL, "--top-p", "2", "x"), "top_p"),
                            ((MODEL, "--frobnicate"), "--frobnicate"), ((MODEL, "-n", "x"), "'x'"), ((MODEL, "--kv", "f64"), "f64"),
-                           ((MODEL, "--ctx", "1000000000", "x"), "n_ctx"), ((MODEL, "-p"), "-p needs a value")):
+                           ((MODEL, "--ctx", "1000000000", "x"), "n_ctx"), ((MODEL, "-p"), "-p needs a value"),
+                           ((MODEL, "-n", "-1", "x"), "'-1'"), ((MODEL, "--temperature", "warm", "x"), "'warm'"),
+                           ((MODEL, "--temperature", "nan", "x"), "'nan'"), ((MODEL, "--system", "s", "x"), "--system needs --chat"),
+                           ((MODEL, "-f", "/dev/null", "x"), "exclude"), ((MODEL, "x", "y"), "unexpected argument 'y'")):
             self.assertIn(text, run("generate", *args, status=1))
 
 
@@ -90,6 +139,37 @@ class Chat(unittest.TestCase):
         args = (MODEL, "--temperature", 0, "-n", 12)
         one = run("chat", *args, "--system", "Be brief.", stdin="Hello\n")
         self.assertEqual(run("chat", *args, stdin="Hi\n/system Be brief.\nHello\n").splitlines()[-1], one.splitlines()[-1])
+
+    def test_turns_are_what_the_template_says(self):
+        args = (MODEL, "--temperature", 0, "-n", 6)
+        first, second = run("chat", *args, stdin="Hello\n\nAnd now?\n").splitlines()  # an empty line is no turn
+        text = f"User: Hello\n\nAssistant: {first}<｜end▁of▁sentence｜>User: And now?\n\nAssistant:"
+        self.assertEqual(run("generate", *args, text).removeprefix(" ").splitlines()[0], second)
+        self.assertTrue(first.startswith(run("chat", MODEL, "--temperature", 0, "-n", 2, stdin="Hello\n").rstrip("\n")) and len(first) > 2)
+
+    def test_commands(self):
+        self.assertEqual(run("chat", MODEL, "-n", 3, stdin="/quit\nHello\n"), "")
+        done = both("chat", MODEL, "-n", 3, stdin="/bogus\n")
+        self.assertEqual((done.stdout, done.returncode), ("", 0))
+        self.assertIn("/bogus is no command", done.stderr)
+
+    def test_a_base_model_cannot_chat(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            for file in MODEL.iterdir():
+                if file.name != "tokenizer_config.json":
+                    Path(tmp, file.name).symlink_to(file)
+            self.assertIn("no chat template", run("chat", tmp, stdin="Hello\n", status=1))
+
+    def test_ctrl_c_while_nothing_computes_ends_it(self):
+        child = subprocess.Popen([program("chat"), str(MODEL), "-n", "2", "--read"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdin.write(b"Hello\n")
+        child.stdin.flush()
+        self.assertTrue(child.stdout.readline())
+        self.assertNotIn(str(MODEL / "model.safetensors"), Path(f"/proc/{child.pid}/maps").read_text())  # --read maps nothing
+        time.sleep(0.2)  # it waits for a line now
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=60)
+        self.assertEqual(child.returncode, 130)
 
     def test_a_full_context_says_so(self):
         done = subprocess.run([program("chat"), MODEL, "--ctx", "24"], input="Hello\n" * 8, capture_output=True, text=True, timeout=120)
@@ -121,8 +201,29 @@ class Inspect(unittest.TestCase):
             Path(tmp, "config.json").write_text(json.dumps(CONFIG))
             out = run("inspect", tmp)
             self.assertRegex(out, r"tokenizer +none\n(.*\n)*Memory")
+            self.assertRegex(run("inspect", MODEL), r"chat template +V2\n")
+            Path(tmp, "config.json").write_bytes((ROOT / "tests" / "loading" / "configs" / "v2.json").read_bytes())
+            out = run("inspect", tmp)
+            self.assertRegex(out, r"parameters +235741434880 \(235\.74B\)\n")
+            self.assertRegex(out, r"experts +6 of 160 \(3 of 8 groups\), 2 shared, factor 16, from layer 1\n")
+            self.assertRegex(out, r"chat template +none\n")
+            Path(tmp, "config.json").write_text(json.dumps(CONFIG))
             Path(tmp, "config.json").write_text(json.dumps({**CONFIG, "topk_group": 1000}))
             self.assertIn("topk_group", run("inspect", tmp, status=1))
+
+
+    def test_text_says_what_json_does(self):
+        memory = json.loads(run("inspect", MODEL, "--json", "--ctx", 1000))["memory"]
+        text = run("inspect", MODEL, "--ctx", 1000)
+        for name, key in (("weights", "weights"), ("cache, when it is full", "kv"), ("scratch", "scratch"), ("total", "total")):
+            self.assertRegex(text, rf"\n  {name} +{memory[key] / 2**20:.2f} MiB")
+        self.assertIn(f"({memory['kv_per_token']} per token, 1000 tokens)", text)
+
+    def test_the_instruction_set_is_the_one_named(self):
+        for name, level in (("avx2", 1), ("avx512", 2)):
+            done = both("inspect", MODEL, "--cpu", name)
+            if done.returncode:  # not on this machine
+                self.assertIn(f"cpu_level: {level}", done.stderr)
 
 
 class Bench(unittest.TestCase):
@@ -160,6 +261,24 @@ class Score(unittest.TestCase):
         self.assertEqual(total["greedy"], all(t["rank"] == 1 for t in tokens))
         for t in tokens:
             self.assertTrue(t["top_logprob"] >= t["logprob"] and (t["rank"] == 1) == (t["top_logprob"] == t["logprob"]), t)
+
+    def test_totals(self):
+        *tokens, total = self.score("--tokens")
+        self.assertAlmostEqual(total["bits_per_byte"], -total["logprob"] / math.log(2) / total["bytes"], places=6)
+        self.assertEqual(total["bytes"], len(self.text.encode()))
+        good = max(i for i, t in enumerate(tokens) if t["rank"] == 1)
+        self.assertLess(min(i for i, t in enumerate(tokens) if t["rank"] > 1), good)
+        self.assertFalse(self.score(text="".join(t["text"] for t in tokens[: good + 1]))[-1]["greedy"])  # though its last token is
+        out = run("score", MODEL, "-", stdin=self.text)
+        self.assertRegex(out, rf"^{total['tokens']} tokens, {total['bytes']} bytes: perplexity {total['perplexity']:.4f}, ")
+
+    def test_text_in_json(self):
+        text = 'a "quoted" back\\slash\x01\x7f\ttab\n'
+        self.assertEqual("".join(t["text"] for t in self.score("--tokens", text=text)[:-1]), text)
+
+    def test_windows_overlap_by_half(self):
+        self.assertEqual(self.score("--tokens", "--ctx", 40), self.score("--tokens", "--ctx", 40, "--overlap", 20))
+        self.assertNotEqual(self.score("--tokens", "--ctx", 40), self.score("--tokens", "--ctx", 40, "--overlap", 1))
 
     def test_windows(self):
         whole, small = self.score("--tokens"), self.score("--tokens", "--ctx", 40, "--overlap", 30)

@@ -318,6 +318,7 @@ static void tiny_hooks(void **state)
 {
     struct checkpoint c = {.tokens = 1, .n_threads = 1};
 
+    SKIP_WITHOUT_THREADS();
     tiny_files(&c.files);
     every_one(&c, "tiny, read", HOOKS);
     files_free(&c.files);
@@ -327,6 +328,7 @@ static void mapped_hooks(void **state)
 {
     struct checkpoint c = {.folder = TEST_ROOT "/golden/lite", .n_threads = 1};
 
+    SKIP_WITHOUT_THREADS();
     every_one(&c, "lite, mapped", HOOKS);
 }
 
@@ -373,6 +375,7 @@ static void bundled(void **state)
     uint64_t rng = 500;
     struct result r;
 
+    SKIP_WITHOUT_THREADS();
     if (access(TEST_ROOT "/../examples/model/model.safetensors", R_OK)) {
         print_message("no bundled model\n");
         skip();

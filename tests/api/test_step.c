@@ -415,6 +415,28 @@ static void random_lives(void **state)
     assert_true(w.steps > 40 * lives && w.refused > lives);
 }
 
+/* More members than logits are computed for at a time, in one pass and in many. */
+static void crowd(void **state)
+{
+    enum { N = 75 };
+    dsv2_session *s[N];
+    dsv2_step_member m[N];
+
+    for (int32_t n_batch = 10; n_batch <= 200; n_batch += 190) {
+        for (int i = 0; i < N; i++)
+            s[i] = open_session(model[n_batch % N_MODELS], LENGTH, kv_types[i % N_TYPES], i / 3 % 2, n_batch);
+        for (int round = 0; round < 3; round++) {
+            for (int i = 0; i < N; i++)
+                m[i] = member_of(s[i], i % N_SEQ, i % 10 ? 1 : 30);
+            must(dsv2_step(m, sizeof *m, N));
+            for (int i = 0; i < N; i++)
+                is_at(s[i], i % N_SEQ, (round + 1) * (i % 10 ? 1 : 30));
+        }
+        for (int i = 0; i < N; i++)
+            dsv2_session_free(s[i]);
+    }
+}
+
 /* ---- Calls that make no sense as a whole: nothing is done, no status set */
 
 static void whole_call(void **state)
@@ -704,9 +726,9 @@ static void no_pages_after_reuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(whole_call), cmocka_unit_test(cancelled_within), cmocka_unit_test(cancelled_score),
-        cmocka_unit_test(cancelled_at_any_time), cmocka_unit_test(last_page), cmocka_unit_test(no_pages_after_reuse),
-        cmocka_unit_test(random_lives),
+        cmocka_unit_test(crowd), cmocka_unit_test(whole_call), cmocka_unit_test(cancelled_within),
+        cmocka_unit_test(cancelled_score), cmocka_unit_test(cancelled_at_any_time), cmocka_unit_test(last_page),
+        cmocka_unit_test(no_pages_after_reuse), cmocka_unit_test(random_lives),
     };
 
     return cmocka_run_group_tests(tests, set_up_sequences, tear_down_sequences);

@@ -225,7 +225,7 @@ class Runner:
         def lane() -> Counts:
             if flag and f" {flag} " not in Path("/proc/cpuinfo").read_text():
                 raise Skip(f"this machine has no {flag}")
-            return self.meson_test("gcc", "golden", "session", "model", "-t", "10", DSV2_TEST_CPU=level)
+            return self.meson_test("gcc", "golden", "session", "step", "model", "-t", "10", DSV2_TEST_CPU=level)
         return lane
 
     def valgrind(self) -> Counts:

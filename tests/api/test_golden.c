@@ -407,10 +407,45 @@ static void greedy(void **state)
     dsv2_context_free(ctx);
 }
 
+/* Scores are log_softmax of the right logits, in which they are computed apart from the others. */
+static void scores(void **state)
+{
+    static const char *const names[] = {"v2", "v25", "lite", "null-rope"};
+    dsv2_context *ctx = open_context(2);
+
+    for (size_t m = 0; m < COUNT(names); m++) {
+        dsv2_model *model = open_model(ctx, names[m]);
+        dsv2_session *s = open_session(model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 50);
+        struct fixture f;
+        dsv2_token_score *got;
+        int seen = 0;
+
+        fixture_open(&f, names[m]);
+        got = calloc(f.n_ids, sizeof *got);
+        assert_non_null(got);
+        must(dsv2_session_score(s, f.ids, f.n_ids, got, sizeof *got));
+        for (size_t p = 0; p < f.n_positions; p++) {
+            const double *truth = f.logits + p * f.n_vocab;
+            size_t next = (size_t)f.positions[p] + 1;
+
+            if (next == f.n_ids)
+                continue;
+            assert_float_equal(got[next].logprob, truth[f.ids[next]] - log_sum_exp(truth, f.n_vocab), 1e-3);
+            seen++;
+        }
+        assert_true(seen >= 10);
+        free(got);
+        fixture_close(&f);
+        dsv2_session_free(s);
+        dsv2_model_free(model);
+    }
+    dsv2_context_free(ctx);
+}
+
 /* Logits as other engines' mistakes would have them are far from these. */
 static void wrong_rules(void **state)
 {
-    static const char *const names[] = {"v2", "ties", "null-rope"};
+    static const char *const names[] = {"v2", "v25", "ties", "null-rope"};
     dsv2_context *ctx = open_context(2);
     int rules = 0;
 
@@ -436,7 +471,7 @@ static void wrong_rules(void **state)
         fixture_close(&f);
         dsv2_model_free(model);
     }
-    assert_true(rules >= 11);
+    assert_true(rules >= 12);
     dsv2_context_free(ctx);
 }
 
@@ -473,7 +508,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32), cmocka_unit_test(published), cmocka_unit_test(softmax_scales), cmocka_unit_test(bf16),
         cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(expanded_threads),
-        cmocka_unit_test(greedy), cmocka_unit_test(wrong_rules), cmocka_unit_test(spellings),
+        cmocka_unit_test(greedy), cmocka_unit_test(scores), cmocka_unit_test(wrong_rules), cmocka_unit_test(spellings),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -79,6 +79,8 @@ class Generate(unittest.TestCase):
         self.assertEqual(both("generate", *args, "-n", 5, "--quiet", PROMPT).stderr, "")
         self.assertIn("seed 7]", both("generate", *args, "-n", 1, "--seed", 7, PROMPT).stderr)
         self.assertIn("generated 0,", both("generate", *args, "-n", 0, PROMPT).stderr)
+        done = both("generate", *args, "--chat", "-n", 500, "--min-tokens", 100, "Hello")
+        self.assertGreaterEqual(int(re.search(r"generated (\d+),", done.stderr)[1]), 100)
 
     def test_sampling_options(self):
         greedy = run("generate", MODEL, "-n", 12, "--temperature", 0, PROMPT)
@@ -95,6 +97,10 @@ class Generate(unittest.TestCase):
 
     def test_markers_in_a_message_stay_text(self):
         self.assertGreater(prompt_tokens("a<｜end▁of▁sentence｜>"), prompt_tokens("a") + 3)
+
+    def test_an_empty_prompt(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            self.assertIn("the prompt is empty", run("generate", without_bos(tmp), "-p", "", status=1))
 
     def test_a_long_text_is_read_whole(self):
         with tempfile.NamedTemporaryFile("w") as file:
@@ -127,12 +133,22 @@ class Generate(unittest.TestCase):
             self.assertIn(text, run("generate", *args, status=1))
 
 
+def without_bos(folder):
+    """The bundled model in folder, but its tokenizer puts no BOS in front."""
+    for file in MODEL.iterdir():
+        if file.name != "tokenizer_config.json":
+            Path(folder, file.name).symlink_to(file)
+    config = json.loads((MODEL / "tokenizer_config.json").read_text())
+    Path(folder, "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": False}))
+    return folder
+
+
 class Chat(unittest.TestCase):
     def test_reset_and_history(self):
-        args = (MODEL, "--seed", 1, "-n", 12)
+        args = (MODEL, "--seed", 1, "-n", 12, "--temperature", 1)
         first, again = run("chat", *args, stdin="Hello\n/reset\nHello\n/quit\nnever read\n").splitlines()[:2]
         self.assertEqual(first, again)
-        self.assertEqual(run("generate", MODEL, "--chat", "--seed", 1, "-n", 12, "Hello").splitlines()[0], first)
+        self.assertEqual(run("generate", MODEL, "--chat", "--seed", 1, "-n", 12, "--temperature", 1, "Hello").splitlines()[0], first)
         run("chat", *args, stdin="Hello\nAnd now?\n/bogus\n\n")
 
     def test_system_message(self):
@@ -141,10 +157,14 @@ class Chat(unittest.TestCase):
         self.assertEqual(run("chat", *args, stdin="Hi\n/system Be brief.\nHello\n").splitlines()[-1], one.splitlines()[-1])
 
     def test_turns_are_what_the_template_says(self):
-        args = (MODEL, "--temperature", 0, "-n", 6)
-        first, second = run("chat", *args, stdin="Hello\n\nAnd now?\n").splitlines()  # an empty line is no turn
-        text = f"User: Hello\n\nAssistant: {first}<｜end▁of▁sentence｜>User: And now?\n\nAssistant:"
-        self.assertEqual(run("generate", *args, text).removeprefix(" ").splitlines()[0], second)
+        agree = 0
+        for seed in range(4):  # a text need not give the tokens back that it was generated from: one of four is enough
+            args = (MODEL, "--temperature", 1, "--seed", seed, "-n", 16)
+            first, second = run("chat", *args, "--system", "Be brief.", stdin="Hello\n\nAnd now?\n").split("\n")[:2]  # an empty line is no turn
+            text = f"Be brief.\n\nUser: Hello\n\nAssistant: {first}<｜end▁of▁sentence｜>User: And now?\n\nAssistant:"
+            agree += run("generate", *args, text).removeprefix(" ").split("\n")[0] == second and len(second) > 8
+        self.assertTrue(agree)
+        first = run("chat", MODEL, "--temperature", 0, "-n", 6, stdin="Hello\n")
         self.assertTrue(first.startswith(run("chat", MODEL, "--temperature", 0, "-n", 2, stdin="Hello\n").rstrip("\n")) and len(first) > 2)
 
     def test_commands(self):
@@ -175,6 +195,20 @@ class Chat(unittest.TestCase):
         done = subprocess.run([program("chat"), MODEL, "--ctx", "24"], input="Hello\n" * 8, capture_output=True, text=True, timeout=120)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("/reset", done.stderr)
+
+
+    def test_ctrl_c_takes_the_turn_back(self):
+        child = subprocess.Popen([program("chat"), str(MODEL), "-n", "1", "--cpu", "reference", "--threads", "1", "--batch", "1"],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdin.write(b"Hello\n")
+        child.stdin.flush()
+        self.assertTrue(child.stdout.readline())
+        child.stdin.write(b"1" * 1900 + b"\n")  # a prompt of many seconds
+        child.stdin.flush()
+        time.sleep(1)
+        child.send_signal(signal.SIGINT)
+        self.assertEqual(child.communicate(timeout=240)[0], b"")  # no reply, and the program goes on until the input ends
+        self.assertEqual(child.returncode, 0)
 
 
 class Inspect(unittest.TestCase):
@@ -272,6 +306,14 @@ class Score(unittest.TestCase):
         out = run("score", MODEL, "-", stdin=self.text)
         self.assertRegex(out, rf"^{total['tokens']} tokens, {total['bytes']} bytes: perplexity {total['perplexity']:.4f}, ")
 
+    def test_a_first_token_does_not_count(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            lines = run("score", without_bos(tmp), "--json", "--tokens", "-", stdin=self.text).splitlines()
+        first, *rest, total = map(json.loads, lines)
+        self.assertIsNone(first["logprob"])
+        self.assertEqual(total["tokens"], len(rest))
+        self.assertAlmostEqual(total["logprob"], sum(t["logprob"] for t in rest), places=2)
+
     def test_text_in_json(self):
         text = 'a "quoted" back\\slash\x01\x7f\ttab\n'
         self.assertEqual("".join(t["text"] for t in self.score("--tokens", text=text)[:-1]), text)
@@ -283,6 +325,7 @@ class Score(unittest.TestCase):
     def test_windows(self):
         whole, small = self.score("--tokens"), self.score("--tokens", "--ctx", 40, "--overlap", 30)
         self.assertEqual([t["token"] for t in whole[:-1]], [t["token"] for t in small[:-1]])
+        self.assertTrue(all(t["logprob"] is not None for t in small[:-1]))
         self.assertEqual(whole[:39], small[:39])  # BOS and 39 tokens: the first window
 
     def test_context_is_not_scored(self):

@@ -1008,12 +1008,13 @@ static void default_context(void **state)
 static void memory_of_a_small_context(void **state)
 {
     dsv2_memory memory[2] = {{.struct_size = sizeof *memory}, {.struct_size = sizeof *memory}};
+    dsv2_session_params p;
 
+    dsv2_session_params_init(&p, sizeof p);
+    p.n_ctx = 100;
     for (int i = 0; i < 2; i++) {
-        dsv2_session *s = open_session(model, 100, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, i ? 256 : 100);
-
-        must(dsv2_session_memory(s, &memory[i]));
-        dsv2_session_free(s);
+        p.n_batch = i ? 256 : 100;
+        must(dsv2_model_inspect(ctx, golden("v2"), NULL, &p, NULL, &memory[i]));
     }
     assert_memory_equal(&memory[0], &memory[1], sizeof *memory);
     assert_int_equal(memory[0].kv, 128 * memory[0].kv_per_token);

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -198,16 +199,19 @@ class Runner:
         if counts.failed:
             return counts
         found = self.build / "fuzz" / "found"
-        for target in targets:
+
+        def one(target: str) -> Counts:
             work = found / target
             work.mkdir(parents=True, exist_ok=True)
             name = target.removeprefix("fuzz_")
             corpus, words = ROOT / "tests" / "fuzz" / "corpus" / name, ROOT / "tests" / "fuzz" / "dict" / f"{name}.dict"
-            counts += self.sh(self.build / "fuzz" / "tests" / "fuzz" / target, f"-max_total_time={self.fuzz_seconds}",
-                              f"-artifact_prefix={work}/", "-timeout=25", "-rss_limit_mb=4096", "-max_len=8192", "-verbosity=0",
-                              *([f"-dict={words}"] if words.is_file() else []), work, *([corpus] if corpus.is_dir() else []),
-                              timeout=self.fuzz_seconds + 600)
-        return counts
+            return self.sh(self.build / "fuzz" / "tests" / "fuzz" / target, f"-max_total_time={self.fuzz_seconds}",
+                           f"-artifact_prefix={work}/", "-timeout=25", "-rss_limit_mb=4096", "-max_len=8192", "-verbosity=0",
+                           *([f"-dict={words}"] if words.is_file() else []), work, *([corpus] if corpus.is_dir() else []),
+                           timeout=self.fuzz_seconds + 600)
+
+        with ThreadPoolExecutor(int(self.jobs)) as pool:  # a target uses one core
+            return sum(pool.map(one, targets), counts)
 
     def fuzz_coverage(self) -> Counts:
         """What the committed corpora reach of each parser: 90% of its lines at least."""

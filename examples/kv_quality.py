@@ -92,7 +92,7 @@ def wilson(hits: int, n: int):
     """95% interval of a share."""
     z, p = 1.96, hits / n
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return middle - half, min(1.0, middle + half)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def report(model, results) -> None:

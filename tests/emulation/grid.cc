@@ -1,0 +1,373 @@
+/* Grids: blocks of threads, their barriers and warps.
+ *
+ * A thread runs until it must wait for another; then the next is drawn from those that can run, of all blocks that are resident.  So
+ * whatever order barriers do not force comes about for some seed.  When no thread can run and some have not ended, the launch fails
+ * and says who waits for what.
+ *
+ * SPDX-License-Identifier: MIT */
+#include "machine.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emu {
+
+struct Block;
+
+struct Warp;
+
+struct Thread {
+    dim3 place; /* threadIdx */
+    unsigned lane = 0;
+    Block *block = nullptr;
+    Warp *warp = nullptr;
+    Fiber fiber;
+    const char *waits_for = nullptr;
+    bool ended = false;
+    unsigned char seen[32 * 64]; /* what the lanes gave at this one's last meeting */
+};
+
+/* Lanes that wait for each other, found by the lowest of them. */
+struct Meeting {
+    unsigned mask = 0, came = 0;
+    size_t size = 0;
+    unsigned char given[32 * 64];
+};
+
+struct Warp {
+    Thread *lanes[32] = {};
+    Meeting meetings[32];
+};
+
+struct Barrier {
+    unsigned expected = 0; /* 0: all threads of the block that have not ended */
+    std::vector<Thread *> came;
+};
+
+struct Block {
+    Grid *grid = nullptr;
+    dim3 place; /* blockIdx */
+    std::vector<std::unique_ptr<Thread>> threads;
+    std::vector<Warp> warps;
+    Barrier barriers[16];
+    unsigned live = 0;
+    void *shared = nullptr;
+    ~Block()
+    {
+        for (auto &t : threads)
+            fiber_release(&t->fiber);
+        free(shared);
+    }
+};
+
+struct Grid {
+    std::shared_ptr<const Launch> launch;
+    std::vector<unsigned> order;     /* of blocks */
+    size_t next = 0;                 /* in order */
+    std::vector<std::unique_ptr<Block>> resident;
+    std::vector<Thread *> ready, at_grid_barrier, at_dependency;
+    size_t live_threads = 0;         /* of resident blocks */
+    bool dependency_met = false;
+};
+
+static Thread *current;
+
+unsigned lane() { return current->lane; }
+
+void *shared_memory()
+{
+    if (!current->block->shared)
+        fail("shared memory used, but the launch gave none");
+    return current->block->shared;
+}
+
+void fail(const char *format, ...)
+{
+    char text[512], all[700];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    snprintf(all, sizeof all, "block (%u, %u, %u) thread (%u, %u, %u): %s", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x,
+             threadIdx.y, threadIdx.z, text);
+    record(all);
+    fiber_leave(&current->fiber, true); /* never entered again */
+    __builtin_unreachable();
+}
+
+static void wait(const char *what)
+{
+    Thread *self = current;
+
+    self->waits_for = what;
+    fiber_leave(&self->fiber, false);
+}
+
+static void release(std::vector<Thread *> &threads)
+{
+    for (Thread *t : threads) {
+        t->waits_for = nullptr;
+        t->block->grid->ready.push_back(t);
+    }
+    threads.clear();
+}
+
+/* ---- barriers ----------------------------------------------------------------------------------------------------------------- */
+
+static void open_if_full(Block *block, Barrier *b)
+{
+    if (!b->came.empty() && b->came.size() == (b->expected ? b->expected : block->live))
+        release(b->came);
+}
+
+void sync_threads(unsigned barrier, unsigned threads)
+{
+    Block *block = current->block;
+
+    if (barrier > 15)
+        fail("barrier %u: there are 16", barrier);
+    if (threads % 32)
+        fail("barrier %u: %u threads are no whole warps", barrier, threads);
+    Barrier *b = &block->barriers[barrier];
+    if (!b->came.empty() && b->expected != threads)
+        fail("barrier %u: expects %u threads here and %u elsewhere", barrier, threads, b->expected);
+    b->expected = threads;
+    b->came.push_back(current);
+    open_if_full(block, b);
+    wait("a barrier"); /* or, when it has opened, for its turn */
+}
+
+void sync_grid()
+{
+    Grid *g = current->block->grid;
+
+    if (!g->launch->cooperative)
+        fail("grid barrier in a launch that is not cooperative");
+    g->at_grid_barrier.push_back(current);
+    if (g->at_grid_barrier.size() == g->live_threads)
+        release(g->at_grid_barrier);
+    wait("the grid barrier");
+}
+
+void wait_dependency()
+{
+    Grid *g = current->block->grid;
+
+    if (g->dependency_met)
+        return;
+    g->at_dependency.push_back(current);
+    wait("the launch before");
+}
+
+const unsigned char *meet(unsigned mask, const void *given, size_t size, const char *what)
+{
+    Thread *self = current;
+    Block *block = self->block;
+    Warp *warp = self->warp;
+
+    if (!(mask >> self->lane & 1))
+        fail("%s: lane %u is not in its own mask %08x", what, self->lane, mask);
+    Meeting *m = &warp->meetings[__builtin_ctz(mask)];
+    if (!m->came) {
+        m->mask = mask;
+        m->size = size;
+    } else if (m->mask != mask || m->size != size) {
+        fail("%s: %zu bytes with mask %08x, but other lanes wait with %zu and %08x", what, size, mask, m->size, m->mask);
+    }
+    if (size)
+        std::memcpy(m->given + size * self->lane, given, size);
+    m->came |= 1u << self->lane;
+    if (m->came != mask) {
+        wait(what);
+        return self->seen;
+    }
+    m->came = 0;
+    for (unsigned l = 0; l < 32; l++) {
+        if (!(mask >> l & 1))
+            continue;
+        Thread *t = warp->lanes[l];
+        std::memcpy(t->seen, m->given, 32 * size);
+        if (t != self) {
+            t->waits_for = nullptr;
+            block->grid->ready.push_back(t);
+        }
+    }
+    block->grid->ready.push_back(self); /* so that the last to come is not always the first to go on */
+    wait("its turn");
+    return self->seen;
+}
+
+unsigned __attribute__((noinline)) ballot(unsigned mask, int predicate)
+{
+    int given = predicate != 0;
+    const unsigned char *all = meet(mask, &given, sizeof given, "__ballot_sync");
+    unsigned result = 0;
+
+    for (unsigned l = 0; l < 32; l++)
+        if (mask >> l & 1)
+            result |= (unsigned)(all[sizeof given * l] != 0) << l;
+    return result;
+}
+
+/* ---- running ------------------------------------------------------------------------------------------------------------------- */
+
+static void thread_entry()
+{
+    Thread *self = current;
+    Block *block = self->block;
+
+    block->grid->launch->body();
+    self->ended = true;
+    block->live--;
+    block->grid->live_threads--;
+    for (Barrier &b : block->barriers)
+        open_if_full(block, &b); /* a barrier of all waits for those only that are left */
+    fiber_leave(&self->fiber, true);
+}
+
+static void load_block(Grid *g)
+{
+    const Launch &l = *g->launch;
+    unsigned index = g->order[g->next++], n = l.block.x * l.block.y * l.block.z;
+    auto block = std::make_unique<Block>();
+
+    block->grid = g;
+    block->place = dim3(index % l.grid.x, index / l.grid.x % l.grid.y, index / l.grid.x / l.grid.y);
+    block->live = n;
+    block->warps.resize((n + 31) / 32);
+    if (l.shared) { /* exactly as large as asked for, so that a sanitizer sees a step past its end */
+        if (posix_memalign(&block->shared, 1024, l.shared))
+            throw std::bad_alloc();
+        std::memset(block->shared, 0xFF, l.shared);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        auto t = std::make_unique<Thread>();
+        t->place = dim3(i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y);
+        t->lane = i % 32;
+        t->block = block.get();
+        t->warp = &block->warps[i / 32];
+        t->warp->lanes[i % 32] = t.get();
+        fiber_create(&t->fiber, thread_entry);
+        g->ready.push_back(t.get());
+        block->threads.push_back(std::move(t));
+    }
+    g->live_threads += n;
+    g->resident.push_back(std::move(block));
+}
+
+std::shared_ptr<Grid> grid_create(std::shared_ptr<const Launch> launch)
+{
+    auto g = std::make_shared<Grid>();
+
+    g->order.resize((size_t)launch->grid.x * launch->grid.y * launch->grid.z);
+    for (size_t i = 0; i < g->order.size(); i++) {
+        size_t j = draw(i + 1);
+        g->order[i] = g->order[j];
+        g->order[j] = (unsigned)i;
+    }
+    g->launch = std::move(launch);
+    return g;
+}
+
+/* Run until no thread can, with at most beside blocks resident at a time and end of them begun in all. */
+static void run(Grid *g, size_t beside, size_t end)
+{
+    DeviceAccess open;
+
+    while (!lost()) {
+        while (g->resident.size() < beside && g->next < end)
+            load_block(g);
+        if (g->ready.empty())
+            return;
+        size_t i = draw(g->ready.size());
+        Thread *t = g->ready[i];
+        g->ready[i] = g->ready.back();
+        g->ready.pop_back();
+        current = t;
+        threadIdx = t->place;
+        blockIdx = t->block->place;
+        blockDim = g->launch->block;
+        gridDim = g->launch->grid;
+        fiber_enter(&t->fiber);
+        current = nullptr;
+        if (t->ended) {
+            fiber_release(&t->fiber);
+            for (size_t b = 0; !t->block->live && b < g->resident.size(); b++)
+                if (g->resident[b].get() == t->block) {
+                    g->resident.erase(g->resident.begin() + (long)b);
+                    break;
+                }
+            if (!g->at_grid_barrier.empty() && g->at_grid_barrier.size() == g->live_threads)
+                release(g->at_grid_barrier);
+        }
+    }
+}
+
+void grid_start(Grid *g, unsigned blocks)
+{
+    size_t end = g->launch->cooperative ? g->order.size() : g->next + blocks;
+
+    run(g, g->resident.size() + (end - g->next), end < g->order.size() ? end : g->order.size());
+}
+
+void grid_finish(Grid *g)
+{
+    g->dependency_met = true;
+    release(g->at_dependency);
+    run(g, g->launch->cooperative ? g->order.size() : 1 + draw(3) + g->resident.size(), g->order.size());
+    if (lost() || g->resident.empty())
+        return;
+    for (auto &block : g->resident)
+        for (auto &t : block->threads)
+            if (!t->ended) {
+                char text[256];
+                snprintf(text, sizeof text, "deadlock: block (%u, %u, %u) thread (%u, %u, %u) waits for %s; %u of its block's threads have not ended",
+                         block->place.x, block->place.y, block->place.z, t->place.x, t->place.y, t->place.z,
+                         t->waits_for ? t->waits_for : "nothing", block->live);
+                record(text);
+                return;
+            }
+}
+
+}
+
+unsigned __ballot_sync(unsigned mask, int predicate) { return emu::ballot(mask, predicate); }
+
+unsigned __match_any_sync(unsigned mask, unsigned value)
+{
+    const unsigned char *all = emu::meet(mask, &value, sizeof value, "__match_any_sync");
+    unsigned result = 0;
+
+    for (unsigned l = 0; l < 32; l++)
+        if ((mask >> l & 1) && !std::memcmp(all + sizeof value * l, &value, sizeof value))
+            result |= 1u << l;
+    return result;
+}
+
+template <class F> static unsigned reduce(unsigned mask, unsigned value, const char *what, F f)
+{
+    const unsigned char *all = emu::meet(mask, &value, sizeof value, what);
+    unsigned result = 0;
+
+    for (unsigned l = 0; l < 32; l++) {
+        unsigned given;
+        std::memcpy(&given, all + sizeof given * l, sizeof given);
+        if (mask >> l & 1)
+            result = f(result, given);
+    }
+    return result;
+}
+
+unsigned __reduce_add_sync(unsigned mask, unsigned value)
+{
+    return reduce(mask, value, "__reduce_add_sync", [](unsigned a, unsigned b) { return a + b; });
+}
+
+unsigned __reduce_max_sync(unsigned mask, unsigned value)
+{
+    return reduce(mask, value, "__reduce_max_sync", [](unsigned a, unsigned b) { return a > b ? a : b; });
+}

@@ -1,0 +1,81 @@
+/* The emulated machine, as tests drive it.  All of it is one process-wide state behind one lock: a device is one, too.
+ * SPDX-License-Identifier: MIT */
+#ifndef DSV2_EMULATION_MACHINE_H
+#define DSV2_EMULATION_MACHINE_H
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+/* What card it is.  reset() puts these in place. */
+struct Machine {
+    int major = 9, minor = 0, sms = 4;
+    size_t memory = (size_t)8 << 30; /* bytes that cudaMalloc gives in all */
+};
+
+/* Begin anew: forget the error, the pending work and the counts; what runs by chance is drawn from seed. */
+void reset(uint64_t seed, const Machine &machine = Machine());
+
+/* The first thing that went wrong since reset, or "". */
+const std::string &error();
+
+/* Fault injection: the N-th allocation of device or pinned memory from now fails (1 the next one); the N-th launch loses the device.
+ * 0: never. */
+void fail_allocation(long n);
+void fail_launch(long n);
+
+/* Calls since reset in which the host waited for the device, and device bytes in use. */
+long host_waits();
+size_t bytes_in_use();
+
+/* ---- between the emulator's files --------------------------------------------------------------------------------------------- */
+
+extern std::recursive_mutex lock;
+extern Machine machine;
+
+uint64_t draw(uint64_t below); /* 0 <= result < below */
+void record(const std::string &what); /* the device is lost; keep the first text */
+bool lost();
+cudaError_t returned(cudaError_t error); /* what cudaGetLastError will say */
+void count_wait();
+bool pass_allocation();
+bool pass_launch();
+
+/* Device memory is open only while the device works: outside, the host cannot touch it. */
+struct DeviceAccess {
+    DeviceAccess();
+    ~DeviceAccess();
+};
+bool is_device(const void *ptr);
+bool is_pinned(const void *ptr, size_t size);
+void forget_streams();     /* all pending work, at reset */
+
+/* A thread's own stack. */
+struct Fiber {
+    void *stack = nullptr, *at = nullptr, *fake = nullptr;
+};
+void fiber_create(Fiber *fiber, void (*entry)());
+void fiber_enter(Fiber *fiber); /* from the scheduler; returns at its next leave */
+void fiber_leave(Fiber *fiber, bool last);
+void fiber_release(Fiber *fiber);
+
+/* A launch.  start makes up to blocks blocks run until they wait for the launch before; finish ends all. */
+struct Launch {
+    dim3 grid, block;
+    size_t shared = 0;
+    bool cooperative = false, early = false;
+    std::function<void()> body;
+};
+struct Grid;
+std::shared_ptr<Grid> grid_create(std::shared_ptr<const Launch> launch);
+void grid_start(Grid *grid, unsigned blocks);
+void grid_finish(Grid *grid);
+
+}
+
+#endif

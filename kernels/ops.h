@@ -16,11 +16,15 @@
 
 #define DSV2I_PAGE_TOKENS 64 /* tokens in a KV page; also the block in which attention reduces */
 
-enum dsv2i_dtype { DSV2I_F32 = 1, DSV2I_BF16 = 2, DSV2I_F16 = 3 };
+/* F8_E4M3 is the type without infinities ("fn"), and goes with scales. */
+enum dsv2i_dtype {
+    DSV2I_F32 = 1, DSV2I_BF16 = 2, DSV2I_F16 = 3, DSV2I_F8_E4M3 = 4,
+    DSV2I_DTYPES /* the number behind the last */
+};
 
 static inline size_t dsv2i_dtype_size(int32_t dtype)
 {
-    return dtype == DSV2I_F32 ? 4 : 2;
+    return dtype == DSV2I_F32 ? 4 : dtype == DSV2I_F8_E4M3 ? 1 : 2;
 }
 
 #define DSV2I_KV_FORMAT 1 /* what the bytes of a token mean; a change makes saved sessions unreadable, and this number another */
@@ -50,12 +54,21 @@ struct dsv2i_shape {
     const double *inv_freq;  /* (qk_rope_head_dim / 2) */
 };
 
-/* A weight as the backend holds it: (rows, cols) = [out_features, in_features], row-major. */
+/* A weight as the backend holds it: (rows, cols) = [out_features, in_features], row-major.
+ *
+ * Of a quantized type (F8_E4M3) element (r, c) is its code times scale[r / scale_rows][c / scale_cols], rounded to fp32 once, before
+ * anything is multiplied by it.  Blocks of scale_rows x scale_cols cover the weight from its first element on, those at the edges
+ * partly: (rows, cols) is a scale for all, (1, cols) one per row, (128, 128) one per such block.  scale_cols is a multiple of
+ * DSV2I_SCALE_COLS unless it is cols.  Scales are positive, and finite times the greatest code. */
 struct dsv2i_weight {
     int32_t dtype, rows, cols;
     const void *data;  /* CPU: the checkpoint's own bytes, not copied; they outlive the backend's use.  Aligned to an element */
     void *priv;        /* backend's own, e.g. a packed copy */
+    const float *scale; /* (ceil(rows / scale_rows), ceil(cols / scale_cols)); not used for other types */
+    int32_t scale_rows, scale_cols;
 };
+
+#define DSV2I_SCALE_COLS 32 /* elements of a row that share a scale: at least */
 
 struct dsv2i_route {
     int32_t n_group, topk_group; /* 1, 1 for greedy */

@@ -289,9 +289,10 @@ static dsv2_status bind_fused_experts(struct loader *l, struct dsv2i_ffn *expert
         size_t out_step = (size_t)inter * (size_t)hidden * dsv2i_dtype_size(dtype_of(down));
         const char *first = (const char *)gu + 2 * (size_t)e * in_step;
 
-        experts[e].gate = (struct dsv2i_weight){dtype_of(gate_up), inter, hidden, first, NULL};
-        experts[e].up = (struct dsv2i_weight){dtype_of(gate_up), inter, hidden, first + in_step, NULL};
-        experts[e].down = (struct dsv2i_weight){dtype_of(down), hidden, inter, (const char *)d + (size_t)e * out_step, NULL};
+        experts[e].gate = (struct dsv2i_weight){.dtype = dtype_of(gate_up), .rows = inter, .cols = hidden, .data = first};
+        experts[e].up = (struct dsv2i_weight){.dtype = dtype_of(gate_up), .rows = inter, .cols = hidden, .data = first + in_step};
+        experts[e].down = (struct dsv2i_weight){.dtype = dtype_of(down), .rows = hidden, .cols = inter,
+                                                .data = (const char *)d + (size_t)e * out_step};
     }
     return DSV2_OK;
 }

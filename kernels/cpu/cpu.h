@@ -25,16 +25,15 @@ enum {
 
 /* Inner loops. */
 struct dsv2i_inner {
-    /* dst = src as fp32, n elements */
-    void (*widen)(float *dst, const void *src, int32_t dtype, size_t n);
-    /* y[i * ldy + j] = x[i] . w row j; m <= TILE_ROWS, any n.  Partial sums, one per lane of a vector, take every
+    /* dst (n, cols) = rows j0 .. j0+n-1 of w as fp32 */
+    void (*widen)(float *dst, const struct dsv2i_weight *w, int32_t j0, int32_t n);
+    /* y[i * ldy + j] = x[i] . row j0+j of w; m <= TILE_ROWS, any n.  Partial sums, one per lane of a vector, take every
      * lanes-th product in ascending order and are joined by one fixed tree */
-    void (*dot)(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
-                int32_t k);
-    /* y[i] = scale[i] y[i] + sum over s, ascending, of p[i * ldp + s] c[s]; rows of cols elements.  scale NULL: y
-     * starts from 0 */
-    void (*axpy)(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
-                 size_t ldc, int32_t m, int32_t n, int32_t cols);
+    void (*dot)(float *y, size_t ldy, const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t j0, int32_t n);
+    /* y[i] = scale[i] y[i] + sum over s, ascending, of p[i * ldp + s] times row s0+s of c; the first cols elements of
+     * rows.  scale NULL: y starts from 0 */
+    void (*axpy)(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t s0,
+                 int32_t m, int32_t n, int32_t cols);
     /* One block of an online softmax: v = scale s; s = exp(v - new max); sum = old sum * corr + sum of s */
     void (*softmax)(float *s, int32_t n, float scale, float *max, float *sum, float *corr);
     /* h = g / (1 + exp(-g)) * u */
@@ -138,10 +137,21 @@ static inline int32_t dsv2i_ceil_div(int32_t a, int32_t b)
     return a / b + (a % b != 0);
 }
 
-/* What row `row` (and further) of a weight looks like to an inner loop. */
+/* A row of a weight, and its scales: one for every scale_cols elements. */
 static inline const void *dsv2i_weight_row(const struct dsv2i_weight *w, int32_t row)
 {
     return (const char *)w->data + (size_t)row * (size_t)w->cols * dsv2i_dtype_size(w->dtype);
+}
+
+static inline const float *dsv2i_weight_scales(const struct dsv2i_weight *w, int32_t row)
+{
+    return w->scale + (size_t)(row / w->scale_rows) * (size_t)dsv2i_ceil_div(w->cols, w->scale_cols);
+}
+
+/* fp32 rows as an operand of inner loops. */
+static inline struct dsv2i_weight dsv2i_floats(const float *x, int32_t rows, int32_t cols)
+{
+    return (struct dsv2i_weight){ .dtype = DSV2I_F32, .rows = rows, .cols = cols, .data = x };
 }
 
 int dsv2i_pool_open(struct dsv2i_cpu *be, int32_t n_threads);
@@ -181,6 +191,9 @@ void dsv2i_op_rms_norm(struct dsv2i_backend *be, float *y, int32_t ldy, const fl
                        int32_t n, int32_t dim, float eps);
 void dsv2i_op_linear(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_weight *w, int32_t n,
                      int accumulate);
+/* The same for weight rows j0 .. j0+columns-1 alone: y (n, columns). */
+void dsv2i_linear_part(struct dsv2i_cpu *be, float *y, const float *x, const struct dsv2i_weight *w, int32_t j0, int32_t columns,
+                       int32_t n, int accumulate);
 void dsv2i_op_mla_prepare(struct dsv2i_backend *be, float *q, const float *kva, const struct dsv2i_mla *mla, int32_t layer);
 void dsv2i_op_mla_attend(struct dsv2i_backend *be, float *o, const float *q, const struct dsv2i_mla *mla, int32_t layer);
 void dsv2i_op_ffn(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *w, int32_t n);

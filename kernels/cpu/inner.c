@@ -21,22 +21,48 @@ static float f16_f32(uint16_t h)
     return dsv2i_bits_f32(sign | (e + 112) << 23 | m << 13);
 }
 
-static void widen(float *dst, const void *src, int32_t dtype, size_t n)
+static float e4m3_f32(uint8_t b)
 {
-    const uint16_t *h = src;
+    uint32_t sign = (uint32_t)(b & 0x80) << 24, u = b & 0x7F;
 
-    switch (dtype) {
+    /* the exponent's place is right, its bias 120 too small; denormals become ordinary by the way */
+    return dsv2i_bits_f32(sign | (u == 0x7F ? 0x7FF00000 : dsv2i_f32_bits(dsv2i_bits_f32(u << 20) * 0x1p120f)));
+}
+
+/* dst (n) = elements k0 .. k0+n-1 of a row */
+static void widen_part(float *dst, const struct dsv2i_weight *w, int32_t row, int32_t k0, int32_t n)
+{
+    const char *src = (const char *)dsv2i_weight_row(w, row) + (size_t)k0 * dsv2i_dtype_size(w->dtype);
+    const uint16_t *h = (const void *)src;
+    const uint8_t *code = (const void *)src;
+
+    switch (w->dtype) {
     case DSV2I_F32:
-        memcpy(dst, src, n * sizeof *dst);
+        memcpy(dst, src, (size_t)n * sizeof *dst);
         break;
     case DSV2I_BF16:
-        for (size_t i = 0; i < n; i++)
+        for (int32_t i = 0; i < n; i++)
             dst[i] = dsv2i_bits_f32((uint32_t)h[i] << 16);
         break;
-    default:
-        for (size_t i = 0; i < n; i++)
+    case DSV2I_F16:
+        for (int32_t i = 0; i < n; i++)
             dst[i] = f16_f32(h[i]);
+        break;
+    default:
+        for (int32_t i = 0; i < n;) {
+            int32_t end = dsv2i_min(n, i + w->scale_cols - (k0 + i) % w->scale_cols);
+            float scale = dsv2i_weight_scales(w, row)[(k0 + i) / w->scale_cols];
+
+            for (; i < end; i++)
+                dst[i] = scale * e4m3_f32(code[i]);
+        }
     }
+}
+
+static void widen(float *dst, const struct dsv2i_weight *w, int32_t j0, int32_t n)
+{
+    for (int32_t j = 0; j < n; j++, dst += w->cols)
+        widen_part(dst, w, j0 + j, 0, w->cols);
 }
 
 static void add_products(float *acc, const float *x, const float *w, int32_t k)
@@ -58,18 +84,15 @@ static float sum_lanes(const float *a)
     return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 
-static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
-                int32_t k)
+static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t j0, int32_t n)
 {
-    const char *row = w;
-
-    for (int32_t j = 0; j < n; j++, row += ldw * dsv2i_dtype_size(dtype)) {
+    for (int32_t j = 0; j < n; j++) {
         float acc[TILE_ROWS][LANES] = { { 0 } }, buf[CHUNK];
 
-        for (int32_t k0 = 0; k0 < k; k0 += CHUNK) {
-            int32_t nk = dsv2i_min(CHUNK, k - k0);
+        for (int32_t k0 = 0; k0 < w->cols; k0 += CHUNK) {
+            int32_t nk = dsv2i_min(CHUNK, w->cols - k0);
 
-            widen(buf, row + (size_t)k0 * dsv2i_dtype_size(dtype), dtype, (size_t)nk);
+            widen_part(buf, w, j0 + j, k0, nk);
             for (int32_t i = 0; i < m; i++)
                 add_products(acc[i], x[i] + k0, buf, nk);
         }
@@ -78,11 +101,9 @@ static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const vo
     }
 }
 
-static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
-                 size_t ldc, int32_t m, int32_t n, int32_t cols)
+static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t s0,
+                 int32_t m, int32_t n, int32_t cols)
 {
-    size_t size = dsv2i_dtype_size(dtype);
-
     for (int32_t c0 = 0; c0 < cols; c0 += CHUNK) {
         int32_t nc = dsv2i_min(CHUNK, cols - c0);
         float buf[CHUNK];
@@ -91,7 +112,7 @@ static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_
             for (int32_t k = 0; k < nc; k++)
                 y[(size_t)i * ldy + (size_t)(c0 + k)] = scale ? scale[i] * y[(size_t)i * ldy + (size_t)(c0 + k)] : 0.0f;
         for (int32_t s = 0; s < n; s++) {
-            widen(buf, (const char *)c + ((size_t)s * ldc + (size_t)c0) * size, dtype, (size_t)nc);
+            widen_part(buf, c, s0 + s, c0, nc);
             for (int32_t i = 0; i < m; i++) {
                 float *to = y + (size_t)i * ldy + c0, by = p[(size_t)i * ldp + (size_t)s];
 
@@ -137,14 +158,6 @@ static void rms_norm(float *y, const float *x, const float *w, int32_t n, float 
     r = (float)(1.0 / sqrt(sum / n + (double)eps));
     for (int32_t i = 0; i < n; i++)
         y[i] = x[i] * r * w[i];
-}
-
-static float e4m3_f32(uint8_t b)
-{
-    uint32_t sign = (uint32_t)(b & 0x80) << 24, u = b & 0x7F;
-
-    /* the exponent's place is right, its bias 120 too small; denormals become ordinary by the way */
-    return dsv2i_bits_f32(sign | (u == 0x7F ? 0x7FF00000 : dsv2i_f32_bits(dsv2i_bits_f32(u << 20) * 0x1p120f)));
 }
 
 static void read_bytes(float *dst, const uint8_t *code, float scale, int32_t kv_type, int32_t n)

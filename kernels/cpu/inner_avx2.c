@@ -56,46 +56,54 @@ static inline vec v_first_n(vec v, int32_t n, vec rest)
     return _mm256_blendv_ps(rest, v, _mm256_castsi256_ps(first(n)));
 }
 
-static inline vec widen_half(__m128i h, int32_t dtype)
+/* A 256th of what E4M3 codes stand for: as f16 the exponent's place is right, its bias 8 too small.  One more than 0x7F carries into
+ * the exponent's highest bit, which no number has: so NaN is told, and made one. */
+static inline vec widen_e4m3(const void *code)
 {
-    if (dtype == DSV2I_BF16)
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    __m128i h = _mm_cvtepi8_epi16(_mm_loadl_epi64(code));
+
+    h = _mm_and_si128(_mm_slli_epi16(h, 7), _mm_set1_epi16((short)0xBF80));
+    h = _mm_or_si128(h, _mm_and_si128(_mm_add_epi16(h, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000)));
     return _mm256_cvtph_ps(h);
 }
 
+/* LANES elements; of F8_E4M3 a 256th of them. */
 static inline vec v_widen(const void *p, int32_t dtype)
 {
-    return dtype == DSV2I_F32 ? v_load(p) : widen_half(_mm_loadu_si128(p), dtype);
+    switch (dtype) {
+    case DSV2I_F32:
+        return v_load(p);
+    case DSV2I_BF16:
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+    case DSV2I_F16:
+        return _mm256_cvtph_ps(_mm_loadu_si128(p));
+    default:
+        return widen_e4m3(p);
+    }
 }
 
 static inline vec v_widen_n(const void *p, int32_t dtype, int32_t n)
 {
-    uint16_t half[LANES] = { 0 };
+    uint16_t part[LANES] = { 0 };
 
     if (n >= LANES)
         return v_widen(p, dtype);
     if (dtype == DSV2I_F32)
         return v_load_n(p, n);
-    memcpy(half, p, (size_t)n * sizeof *half);
-    return widen_half(_mm_loadu_si128((const void *)half), dtype);
+    memcpy(part, p, (size_t)n * (dtype == DSV2I_F8_E4M3 ? 1 : 2));
+    return v_widen(part, dtype);
 }
 
 /* LANES codes of a byte: what they stand for. */
 static inline vec v_codes(const uint8_t *code, int32_t kv_type)
 {
-    __m128i b = _mm_loadl_epi64((const void *)code), h;
+    __m128i b = _mm_loadl_epi64((const void *)code);
 
     if (kv_type == DSV2I_KV_F8_E5M2)
         return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(b), 8));
-    if (kv_type != DSV2I_KV_F8_E4M3)
-        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
-    /* as f16 the exponent's place is right, its bias 8 too small */
-    h = _mm_cvtepu8_epi16(b);
-    h = _mm_or_si128(_mm_slli_epi16(_mm_and_si128(h, _mm_set1_epi16(0x80)), 8),
-                     _mm_slli_epi16(_mm_and_si128(h, _mm_set1_epi16(0x7F)), 7));
-    b = _mm_cmpeq_epi16(_mm_and_si128(h, _mm_set1_epi16(0x3F80)), _mm_set1_epi16(0x3F80));
-    h = _mm_or_si128(h, _mm_and_si128(b, _mm_set1_epi16(0x7E00)));
-    return v_mul(_mm256_cvtph_ps(h), v_set1(256));
+    if (kv_type == DSV2I_KV_F8_E4M3)
+        return v_mul(widen_e4m3(code), v_set1(256));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
 }
 
 /* Elements 8 j .. 8 j + 7 of a block of levels and signs; table is scaled. */

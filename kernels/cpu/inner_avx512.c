@@ -55,32 +55,43 @@ static inline vec widen_half(__m256i h, int32_t dtype)
     return _mm512_cvtph_ps(h);
 }
 
+/* A 256th of what E4M3 codes stand for: as f16 the exponent's place is right, its bias 8 too small.  One more than 0x7F carries into
+ * the exponent's highest bit, which no number has: so NaN is told, and made one. */
+static inline vec widen_e4m3(__m128i code)
+{
+    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(code), 7), _mm256_set1_epi16((short)0xBF80));
+    __m256i carry = _mm256_add_epi16(h, _mm256_set1_epi16(0x80));
+
+    return _mm512_cvtph_ps(_mm256_or_si256(h, _mm256_and_si256(carry, _mm256_set1_epi16(0x4000))));
+}
+
+/* LANES elements; of F8_E4M3 a 256th of them. */
 static inline vec v_widen(const void *p, int32_t dtype)
 {
-    return dtype == DSV2I_F32 ? v_load(p) : widen_half(_mm256_loadu_si256(p), dtype);
+    return dtype == DSV2I_F32       ? v_load(p)
+           : dtype == DSV2I_F8_E4M3 ? widen_e4m3(_mm_loadu_si128(p))
+                                    : widen_half(_mm256_loadu_si256(p), dtype);
 }
 
 static inline vec v_widen_n(const void *p, int32_t dtype, int32_t n)
 {
     if (n >= LANES)
         return v_widen(p, dtype);
-    return dtype == DSV2I_F32 ? v_load_n(p, n) : widen_half(_mm256_maskz_loadu_epi16(first(n), p), dtype);
+    return dtype == DSV2I_F32       ? v_load_n(p, n)
+           : dtype == DSV2I_F8_E4M3 ? widen_e4m3(_mm_maskz_loadu_epi8(first(n), p))
+                                    : widen_half(_mm256_maskz_loadu_epi16(first(n), p), dtype);
 }
 
 /* LANES codes of a byte: what they stand for. */
 static inline vec v_codes(const uint8_t *code, int32_t kv_type)
 {
     __m128i b = _mm_loadu_si128((const void *)code);
-    __m256i h = _mm256_cvtepu8_epi16(b), low = _mm256_and_si256(h, _mm256_set1_epi16(0x7F));
 
     if (kv_type == DSV2I_KV_F8_E5M2)
-        return _mm512_cvtph_ps(_mm256_slli_epi16(h, 8));
-    if (kv_type != DSV2I_KV_F8_E4M3)
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
-    /* as f16 the exponent's place is right, its bias 8 too small */
-    h = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(h, _mm256_set1_epi16(0x80)), 8), _mm256_slli_epi16(low, 7));
-    h = _mm256_or_si256(h, _mm256_maskz_set1_epi16(_mm256_cmpeq_epi16_mask(low, _mm256_set1_epi16(0x7F)), 0x7E00));
-    return v_mul(_mm512_cvtph_ps(h), v_set1(256));
+        return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(b), 8));
+    if (kv_type == DSV2I_KV_F8_E4M3)
+        return v_mul(widen_e4m3(b), v_set1(256));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
 }
 
 /* dst (32) = a block of levels and signs */

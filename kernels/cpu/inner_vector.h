@@ -34,39 +34,62 @@ INLINE float v_sum(vec v)
     return _mm_cvtss_f32(v_sum4(v, v, v, v));
 }
 
-static void widen(float *dst, const void *src, int32_t dtype, size_t n)
+/* LANES elements of a row, fewer at its end.  v_widen leaves out a factor of 256 of F8_E4M3, which is in scale here; 2^8 times a scale
+ * is exact. */
+INLINE vec elements(const void *p, int32_t dtype, vec scale, int32_t n)
 {
-    const uint16_t *h = src;
-    size_t i = 0;
+    vec v = v_widen_n(p, dtype, n);
 
-    if (dtype == DSV2I_F32) {
-        memcpy(dst, src, n * sizeof *dst);
-        return;
-    }
-    if (dtype == DSV2I_BF16)
-        for (; i + LANES <= n; i += LANES)
-            v_store(dst + i, v_widen(h + i, DSV2I_BF16));
-    else
-        for (; i + LANES <= n; i += LANES)
-            v_store(dst + i, v_widen(h + i, DSV2I_F16));
-    if (i < n)
-        v_store_n(dst + i, v_widen_n(h + i, dtype, (int32_t)(n - i)), (int32_t)(n - i));
+    return dtype == DSV2I_F8_E4M3 ? v_mul(v, scale) : v;
 }
 
-/* acc[r][j] += x[r] * w row j */
-INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, int32_t m, const char *w, int32_t dtype,
-                         size_t row_bytes, int32_t n, int32_t k)
+INLINE vec scale_of(const float *scale, int32_t i)
 {
-    const size_t size = dtype == DSV2I_F32 ? 4 : 2;
-    int32_t i = 0;
+    return v_set1(256 * scale[i]);
+}
 
+INLINE size_t size_of(int32_t dtype)
+{
+    return dtype == DSV2I_F32 ? 4 : dtype == DSV2I_F8_E4M3 ? 1 : 2;
+}
+
+INLINE void widen_rows(float *dst, const struct dsv2i_weight *w, int32_t dtype, int32_t j0, int32_t n)
+{
+    for (int32_t j = j0; j < j0 + n; j++, dst += w->cols) {
+        const char *row = dsv2i_weight_row(w, j);
+        const float *scale = dtype == DSV2I_F8_E4M3 ? dsv2i_weight_scales(w, j) : NULL;
+
+        for (int32_t i = 0; i < w->cols; i += LANES) {
+            vec by = scale ? scale_of(scale, i / w->scale_cols) : v_zero();
+
+            v_store_n(dst + i, elements(row + (size_t)i * size_of(dtype), dtype, by, w->cols - i), w->cols - i);
+        }
+    }
+}
+
+static void widen(float *dst, const struct dsv2i_weight *w, int32_t j0, int32_t n)
+{
+    if (w->dtype == DSV2I_F32)
+        widen_rows(dst, w, DSV2I_F32, j0, n);
+    else if (w->dtype == DSV2I_BF16)
+        widen_rows(dst, w, DSV2I_BF16, j0, n);
+    else if (w->dtype == DSV2I_F16)
+        widen_rows(dst, w, DSV2I_F16, j0, n);
+    else
+        widen_rows(dst, w, DSV2I_F8_E4M3, j0, n);
+}
+
+/* acc[r][j] += x[r] * w row j, elements i to k-1; scale[j] is theirs */
+INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, int32_t m, const char *w, int32_t dtype,
+                         const vec *scale, size_t row_bytes, int32_t n, int32_t i, int32_t k)
+{
     for (; i + LANES <= k; i += LANES) {
         vec xv[TILE_ROWS];
 
         UNROLL for (int32_t r = 0; r < m; r++)
             xv[r] = v_load(x[r] + i);
         UNROLL for (int32_t j = 0; j < n; j++) {
-            vec wv = v_widen(w + (size_t)j * row_bytes + (size_t)i * size, dtype);
+            vec wv = elements(w + (size_t)j * row_bytes + (size_t)i * size_of(dtype), dtype, scale[j], LANES);
 
             UNROLL for (int32_t r = 0; r < m; r++)
                 acc[r][j] = v_fma(xv[r], wv, acc[r][j]);
@@ -74,22 +97,42 @@ INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, i
     }
     if (i < k)
         UNROLL for (int32_t j = 0; j < n; j++) {
-            vec wv = v_widen_n(w + (size_t)j * row_bytes + (size_t)i * size, dtype, k - i);
+            vec wv = elements(w + (size_t)j * row_bytes + (size_t)i * size_of(dtype), dtype, scale[j], k - i);
 
             UNROLL for (int32_t r = 0; r < m; r++)
                 acc[r][j] = v_fma(v_load_n(x[r] + i, k - i), wv, acc[r][j]);
         }
 }
 
-INLINE void dot_tile(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t row_bytes,
-                     int32_t n, int32_t k)
+/* One run of columns after the other, each with scales of its own. */
+INLINE void add_scaled(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t dtype,
+                       int32_t row, int32_t n)
 {
-    vec acc[TILE_ROWS][TILE_COLS];
+    const float *scale[TILE_COLS];
+
+    UNROLL for (int32_t j = 0; j < n; j++)
+        scale[j] = dsv2i_weight_scales(w, row + j);
+    for (int32_t k = 0, run = 0; k < w->cols; k += w->scale_cols, run++) {
+        vec by[TILE_COLS];
+
+        UNROLL for (int32_t j = 0; j < n; j++)
+            by[j] = scale_of(scale[j], run);
+        add_products(acc, x, m, dsv2i_weight_row(w, row), dtype, by, (size_t)w->cols, n, k, dsv2i_min(w->cols, k + w->scale_cols));
+    }
+}
+
+INLINE void dot_tile(float *y, size_t ldy, const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t dtype, int32_t row,
+                     int32_t n)
+{
+    vec acc[TILE_ROWS][TILE_COLS], none[TILE_COLS] = { 0 };
 
     UNROLL for (int32_t r = 0; r < m; r++)
         UNROLL for (int32_t j = 0; j < TILE_COLS; j++)
             acc[r][j] = v_zero();
-    add_products(acc, x, m, w, dtype, row_bytes, n, k);
+    if (dtype == DSV2I_F8_E4M3)
+        add_scaled(acc, x, m, w, dtype, row, n);
+    else
+        add_products(acc, x, m, dsv2i_weight_row(w, row), dtype, none, (size_t)w->cols * size_of(dtype), n, 0, w->cols);
     UNROLL for (int32_t r = 0; r < m; r++) {
         __m128 sums = v_sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 
@@ -100,114 +143,123 @@ INLINE void dot_tile(float *y, size_t ldy, const float *const *x, int32_t m, con
     }
 }
 
-INLINE void dot_rows(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t row_bytes,
-                     int32_t n, int32_t k)
+INLINE void dot_rows(float *y, size_t ldy, const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t dtype, int32_t j0,
+                     int32_t n)
 {
     int32_t j = 0;
 
     for (; j + TILE_COLS <= n; j += TILE_COLS)
-        dot_tile(y + j, ldy, x, m, w + (size_t)j * row_bytes, dtype, row_bytes, TILE_COLS, k);
+        dot_tile(y + j, ldy, x, m, w, dtype, j0 + j, TILE_COLS);
     for (; j < n; j++)
-        dot_tile(y + j, ldy, x, m, w + (size_t)j * row_bytes, dtype, row_bytes, 1, k);
+        dot_tile(y + j, ldy, x, m, w, dtype, j0 + j, 1);
 }
 
-INLINE void dot_dtype(float *y, size_t ldy, const float *const *x, int32_t m, const char *w, int32_t dtype, size_t row_bytes,
-                      int32_t n, int32_t k)
+INLINE void dot_dtype(float *y, size_t ldy, const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t dtype, int32_t j0,
+                      int32_t n)
 {
     for (; m > 0; m -= DOT_ROWS, x += DOT_ROWS, y += DOT_ROWS * ldy)
         switch (dsv2i_min(m, DOT_ROWS)) {
         case 1:
-            dot_rows(y, ldy, x, 1, w, dtype, row_bytes, n, k);
+            dot_rows(y, ldy, x, 1, w, dtype, j0, n);
             break;
         case 2:
-            dot_rows(y, ldy, x, 2, w, dtype, row_bytes, n, k);
+            dot_rows(y, ldy, x, 2, w, dtype, j0, n);
             break;
         case 3:
-            dot_rows(y, ldy, x, 3, w, dtype, row_bytes, n, k);
+            dot_rows(y, ldy, x, 3, w, dtype, j0, n);
             break;
         default:
-            dot_rows(y, ldy, x, DOT_ROWS, w, dtype, row_bytes, n, k);
+            dot_rows(y, ldy, x, DOT_ROWS, w, dtype, j0, n);
         }
 }
 
-static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const void *w, int32_t dtype, size_t ldw, int32_t n,
-                int32_t k)
+static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const struct dsv2i_weight *w, int32_t j0, int32_t n)
 {
-    if (dtype == DSV2I_F32)
-        dot_dtype(y, ldy, x, m, w, DSV2I_F32, ldw * 4, n, k);
-    else if (dtype == DSV2I_BF16)
-        dot_dtype(y, ldy, x, m, w, DSV2I_BF16, ldw * 2, n, k);
+    if (w->dtype == DSV2I_F32)
+        dot_dtype(y, ldy, x, m, w, DSV2I_F32, j0, n);
+    else if (w->dtype == DSV2I_BF16)
+        dot_dtype(y, ldy, x, m, w, DSV2I_BF16, j0, n);
+    else if (w->dtype == DSV2I_F16)
+        dot_dtype(y, ldy, x, m, w, DSV2I_F16, j0, n);
     else
-        dot_dtype(y, ldy, x, m, w, DSV2I_F16, ldw * 2, n, k);
+        dot_dtype(y, ldy, x, m, w, DSV2I_F8_E4M3, j0, n);
 }
 
-/* n_vec vectors of columns of m rows; n_last columns in the last of them */
-INLINE void axpy_tile(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const char *c, int32_t dtype,
-                      size_t row_bytes, int32_t m, int32_t n, int32_t n_vec, int32_t n_last)
+/* n_vec vectors of columns from i on, of m rows; n_last columns in the last of them */
+INLINE void axpy_tile(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t dtype,
+                      int32_t s0, int32_t i, int32_t m, int32_t n, int32_t n_vec, int32_t n_last)
 {
+    const char *row = (const char *)dsv2i_weight_row(c, s0) + (size_t)i * size_of(dtype);
     vec acc[TILE_ROWS][4];
+    int32_t run[4] = { 0 };
 
+    UNROLL for (int32_t v = 0; dtype == DSV2I_F8_E4M3 && v < n_vec; v++)
+        run[v] = (i + v * LANES) / c->scale_cols;
     UNROLL for (int32_t r = 0; r < m; r++)
         UNROLL for (int32_t v = 0; v < n_vec; v++)
-            acc[r][v] = scale ? v_mul(v_set1(scale[r]), v_load_n(y + (size_t)r * ldy + v * LANES, n_last)) : v_zero();
-    for (int32_t s = 0; s < n; s++, c += row_bytes)
+            acc[r][v] = scale ? v_mul(v_set1(scale[r]), v_load_n(y + (size_t)r * ldy + i + v * LANES, n_last)) : v_zero();
+    for (int32_t s = 0; s < n; s++, row += (size_t)c->cols * size_of(dtype)) {
+        const float *scales = dtype == DSV2I_F8_E4M3 ? dsv2i_weight_scales(c, s0 + s) : NULL;
+
         UNROLL for (int32_t v = 0; v < n_vec; v++) {
-            vec cv = v_widen_n(c + (size_t)(v * LANES) * (dtype == DSV2I_F32 ? 4 : 2), dtype, n_last);
+            vec by = scales ? scale_of(scales, run[v]) : v_zero();
+            vec cv = elements(row + (size_t)(v * LANES) * size_of(dtype), dtype, by, n_last);
 
             UNROLL for (int32_t r = 0; r < m; r++)
                 acc[r][v] = v_fma(v_set1(p[(size_t)r * ldp + (size_t)s]), cv, acc[r][v]);
         }
+    }
     UNROLL for (int32_t r = 0; r < m; r++)
         UNROLL for (int32_t v = 0; v < n_vec; v++)
-            v_store_n(y + (size_t)r * ldy + v * LANES, acc[r][v], n_last);
+            v_store_n(y + (size_t)r * ldy + i + v * LANES, acc[r][v], n_last);
 }
 
-INLINE void axpy_rows(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const char *c, int32_t dtype,
-                      size_t row_bytes, int32_t m, int32_t n, int32_t cols)
+INLINE void axpy_rows(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t dtype,
+                      int32_t s0, int32_t m, int32_t n, int32_t cols)
 {
     const int32_t step = AXPY_VECS(m) * LANES;
-    const size_t size = dtype == DSV2I_F32 ? 4 : 2;
     int32_t i = 0;
 
     for (; i + step <= cols; i += step)
-        axpy_tile(y + i, ldy, scale, p, ldp, c + (size_t)i * size, dtype, row_bytes, m, n, AXPY_VECS(m), LANES);
+        axpy_tile(y, ldy, scale, p, ldp, c, dtype, s0, i, m, n, AXPY_VECS(m), LANES);
     for (; i < cols; i += LANES)
-        axpy_tile(y + i, ldy, scale, p, ldp, c + (size_t)i * size, dtype, row_bytes, m, n, 1,
-                  cols - i < LANES ? cols - i : LANES);
+        axpy_tile(y, ldy, scale, p, ldp, c, dtype, s0, i, m, n, 1, cols - i < LANES ? cols - i : LANES);
 }
 
-INLINE void axpy_dtype(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const char *c, int32_t dtype,
-                       size_t row_bytes, int32_t m, int32_t n, int32_t cols)
+INLINE void axpy_dtype(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t dtype,
+                       int32_t s0, int32_t m, int32_t n, int32_t cols)
 {
     switch (m) {
     case 1:
-        axpy_rows(y, ldy, scale, p, ldp, c, dtype, row_bytes, 1, n, cols);
+        axpy_rows(y, ldy, scale, p, ldp, c, dtype, s0, 1, n, cols);
         break;
     case 2:
-        axpy_rows(y, ldy, scale, p, ldp, c, dtype, row_bytes, 2, n, cols);
+        axpy_rows(y, ldy, scale, p, ldp, c, dtype, s0, 2, n, cols);
         break;
     case 3:
-        axpy_rows(y, ldy, scale, p, ldp, c, dtype, row_bytes, 3, n, cols);
+        axpy_rows(y, ldy, scale, p, ldp, c, dtype, s0, 3, n, cols);
         break;
     default:
-        axpy_rows(y, ldy, scale, p, ldp, c, dtype, row_bytes, 4, n, cols);
+        axpy_rows(y, ldy, scale, p, ldp, c, dtype, s0, 4, n, cols);
     }
 }
 
-static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const void *c, int32_t dtype,
-                 size_t ldc, int32_t m, int32_t n, int32_t cols)
+static void axpy(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t s0,
+                 int32_t m, int32_t n, int32_t cols)
 {
     for (int32_t r = 0; r < m; r += TILE_ROWS) {
         float *to = y + (size_t)r * ldy;
         const float *by = p + (size_t)r * ldp, *old = scale ? scale + r : NULL;
         int32_t rows = dsv2i_min(TILE_ROWS, m - r);
 
-        if (dtype == DSV2I_F32)
-            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_F32, ldc * 4, rows, n, cols);
-        else if (dtype == DSV2I_BF16)
-            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_BF16, ldc * 2, rows, n, cols);
+        if (c->dtype == DSV2I_F32)
+            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_F32, s0, rows, n, cols);
+        else if (c->dtype == DSV2I_BF16)
+            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_BF16, s0, rows, n, cols);
+        else if (c->dtype == DSV2I_F16)
+            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_F16, s0, rows, n, cols);
         else
-            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_F16, ldc * 2, rows, n, cols);
+            axpy_dtype(to, ldy, old, by, ldp, c, DSV2I_F8_E4M3, s0, rows, n, cols);
     }
 }
 

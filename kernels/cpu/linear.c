@@ -33,8 +33,7 @@ void dsv2i_block(const struct dsv2i_cpu *be, float *out, const struct dsv2i_rows
 
             x[r] = rows->x + (size_t)(rows->index ? rows->index[row] : row) * rows->ld;
         }
-        be->inner.dot(out + i * BLOCK_COLS, BLOCK_COLS, x, n_rows, dsv2i_weight_row(w, j0), w->dtype, (size_t)w->cols, n,
-                      w->cols);
+        be->inner.dot(out + i * BLOCK_COLS, BLOCK_COLS, x, n_rows, w, j0, n);
     }
 }
 
@@ -49,6 +48,7 @@ struct linear {
     float *y;
     struct dsv2i_rows x;
     const struct dsv2i_weight *w;
+    int32_t j0, rows; /* of the weight: the first, and how many */
     int32_t n, columns;
     int accumulate;
 };
@@ -56,16 +56,16 @@ struct linear {
 static void linear_task(struct dsv2i_cpu *be, const void *arg, int32_t task, int32_t thread)
 {
     const struct linear *a = arg;
-    int32_t begin = task * a->columns, end = dsv2i_min(a->w->rows, begin + a->columns);
+    int32_t begin = task * a->columns, end = dsv2i_min(a->rows, begin + a->columns);
     float *out = dsv2i_thread_out(be, thread, 0);
 
     for (int32_t i0 = 0; i0 < a->n; i0 += BLOCK_ROWS)
         for (int32_t j0 = begin; j0 < end; j0 += BLOCK_COLS) {
             int32_t m = dsv2i_min(BLOCK_ROWS, a->n - i0), n = dsv2i_min(BLOCK_COLS, end - j0);
 
-            dsv2i_block(be, out, &a->x, i0, m, a->w, j0, n);
+            dsv2i_block(be, out, &a->x, i0, m, a->w, a->j0 + j0, n);
             for (int32_t i = 0; i < m; i++) {
-                float *y = a->y + (size_t)(i0 + i) * (size_t)a->w->rows + j0;
+                float *y = a->y + (size_t)(i0 + i) * (size_t)a->rows + j0;
 
                 for (int32_t j = 0; j < n; j++)
                     y[j] = a->accumulate ? y[j] + out[i * BLOCK_COLS + j] : out[i * BLOCK_COLS + j];
@@ -73,11 +73,16 @@ static void linear_task(struct dsv2i_cpu *be, const void *arg, int32_t task, int
         }
 }
 
+void dsv2i_linear_part(struct dsv2i_cpu *be, float *y, const float *x, const struct dsv2i_weight *w, int32_t j0, int32_t columns,
+                       int32_t n, int accumulate)
+{
+    struct linear a = { y, { x, (size_t)w->cols, NULL }, w, j0, columns, n, dsv2i_task_columns(be, columns, 1), accumulate };
+
+    dsv2i_pool_run(be, linear_task, &a, dsv2i_ceil_div(columns, a.columns), (double)n * columns * w->cols);
+}
+
 void dsv2i_op_linear(struct dsv2i_backend *base, float *y, const float *x, const struct dsv2i_weight *w, int32_t n,
                      int accumulate)
 {
-    struct dsv2i_cpu *be = dsv2i_cpu_of(base);
-    struct linear a = { y, { x, (size_t)w->cols, NULL }, w, n, dsv2i_task_columns(be, w->rows, 1), accumulate };
-
-    dsv2i_pool_run(be, linear_task, &a, dsv2i_ceil_div(w->rows, a.columns), (double)n * w->rows * w->cols);
+    dsv2i_linear_part(dsv2i_cpu_of(base), y, x, w, 0, w->rows, n, accumulate);
 }

@@ -49,23 +49,23 @@ size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *s, int32_t n_rows)
     return dsv2i_size_add(absorbed > expanded ? absorbed : expanded, dsv2i_size_mul(BLOCK, width));
 }
 
-/* n keys of a block, one every width elements: the page itself, or what its records say in buf.  bf16 elements that few will read
+/* n keys of a block, rows of width elements: the page itself, or what its records say in buf.  bf16 elements that few will read
  * convert faster on their way.  Latents of 6BIT are rotated, as `rotated` says. */
-static const void *load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block,
-                             int32_t n, int many, float *buf, int32_t *dtype)
+static struct dsv2i_weight load_keys(const struct dsv2i_cpu *be, const struct span *span, int32_t layer, int32_t block,
+                                     int32_t n, int many, float *buf)
 {
     int32_t kv_type = span->seq->kv_type, rank = be->shape->kv_lora_rank, rope = be->shape->qk_rope_head_dim;
     size_t bytes = dsv2i_kv_record(kv_type, rank, rope).bytes;
     const char *page = (const char *)span->seq->page[block] + (size_t)layer * BLOCK * bytes;
+    struct dsv2i_weight keys = { .dtype = kv_type == DSV2I_KV_BF16 ? DSV2I_BF16 : DSV2I_F32, .rows = n, .cols = rank + rope, .data = page };
 
-    *dtype = kv_type == DSV2I_KV_BF16 && !many ? DSV2I_BF16 : DSV2I_F32;
-    if (kv_type == DSV2I_KV_F32 || *dtype == DSV2I_BF16)
-        return page;
+    if (kv_type == DSV2I_KV_F32 || (kv_type == DSV2I_KV_BF16 && !many))
+        return keys;
     if (kv_type == DSV2I_KV_BF16)
-        be->inner.widen(buf, page, DSV2I_BF16, (size_t)n * width_of(be->shape));
+        be->inner.widen(buf, &keys, 0, n);
     else
         be->inner.kv_read(buf, page, kv_type, rank, rope, n);
-    return buf;
+    return dsv2i_floats(buf, n, rank + rope);
 }
 
 static int rotated(const struct span *span)
@@ -117,8 +117,7 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     float *o = a->o + (size_t)(span->row + r0) * ldo + h0 * v;
 
     for (int32_t h = 0; h < n_heads; h++) {
-        in->axpy(qa + h * width, tile * w, NULL, q + h * (nope + rope), ldq,
-                 dsv2i_weight_row(kv_b, (h0 + h) * (nope + v)), kv_b->dtype, (size_t)rank, n_rows, nope, rank);
+        in->axpy(qa + h * width, tile * w, NULL, q + h * (nope + rope), ldq, kv_b, (h0 + h) * (nope + v), n_rows, nope, rank);
         for (int32_t r = 0; r < n_rows; r++)
             memcpy(qa + ((size_t)r * tile + (size_t)h) * w + rank, q + (size_t)r * ldq + h * (nope + rope) + nope,
                    (size_t)rope * sizeof *q);
@@ -128,8 +127,8 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     start_state(max, sum, n_rows * n_heads);
     memset(sum_c, 0, (size_t)(n_rows * n_heads) * (size_t)rank * sizeof *sum_c);
     for (int32_t block = 0; block * BLOCK <= last; block++) {
-        int32_t dtype, n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK);
-        const void *c = load_keys(be, span, a->layer, block, n_keys, n_rows * n_heads > 2 * TILE_ROWS, keys, &dtype);
+        int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK);
+        struct dsv2i_weight c = load_keys(be, span, a->layer, block, n_keys, n_rows * n_heads > 2 * TILE_ROWS, keys);
 
         for (int32_t r = 0; r < n_rows; r++) {
             int32_t n = dsv2i_min(BLOCK, span->pos + r0 + r + 1 - block * BLOCK); /* keys that the row may see */
@@ -141,13 +140,12 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
 
                 for (int32_t i = 0; i < m; i++)
                     x[i] = qa + (size_t)(r * n_heads + h + i) * w;
-                in->dot(score + h * BLOCK, BLOCK, x, m, c, dtype, w, n, width);
+                in->dot(score + h * BLOCK, BLOCK, x, m, &c, 0, n);
             }
             for (int32_t h = 0; h < n_heads; h++)
                 in->softmax(score + h * BLOCK, n, s->softmax_scale, &max[r * n_heads + h], &sum[r * n_heads + h],
                             &corr[h]);
-            in->axpy(sum_c + (size_t)(r * n_heads) * (size_t)rank, (size_t)rank, corr, score, BLOCK, c, dtype, w,
-                     n_heads, n, rank);
+            in->axpy(sum_c + (size_t)(r * n_heads) * (size_t)rank, (size_t)rank, corr, score, BLOCK, &c, 0, n_heads, n, rank);
         }
     }
     for (int32_t i = 0; i < n_rows * n_heads; i++)
@@ -161,8 +159,7 @@ static void absorbed_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
 
             for (int32_t i = 0; i < m; i++)
                 x[i] = sum_c + (size_t)((r + i) * n_heads + h) * (size_t)rank;
-            in->dot(o + (size_t)r * ldo + h * v, ldo, x, m, dsv2i_weight_row(kv_b, (h0 + h) * (nope + v) + nope),
-                    kv_b->dtype, (size_t)rank, v, rank);
+            in->dot(o + (size_t)r * ldo + h * v, ldo, x, m, kv_b, (h0 + h) * (nope + v) + nope, v);
         }
 }
 
@@ -199,13 +196,14 @@ static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
     float *max = latent + BLOCK * w, *sum = max + span->n, corr[TILE_ROWS];
     const float *q = a->q + (size_t)span->row * ldq + h * head, *x[TILE_ROWS];
     float *o = a->o + (size_t)span->row * ldo + h * v;
+    struct dsv2i_weight keys = dsv2i_floats(key, BLOCK, head), values = dsv2i_floats(value, BLOCK, v);
 
     start_state(max, sum, span->n);
     for (int32_t r = 0; r < span->n; r++)
         memset(o + (size_t)r * ldo, 0, (size_t)v * sizeof *o);
     for (int32_t block = 0; block * BLOCK <= last; block++) {
-        int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK), dtype, m;
-        const float *c = load_keys(be, span, a->layer, block, n_keys, 1, latent, &dtype);
+        int32_t n_keys = dsv2i_min(BLOCK, last + 1 - block * BLOCK), m;
+        const float *c = load_keys(be, span, a->layer, block, n_keys, 1, latent).data;
 
         for (int32_t i = 0; rotated(span) && i < n_keys; i++)
             in->rotate_back(latent + (size_t)i * w, s->kv_lora_rank);
@@ -220,10 +218,10 @@ static void expanded_task(struct dsv2i_cpu *be, const struct attend *a, int32_t 
             m = n == BLOCK ? dsv2i_min(TILE_ROWS, span->n - r) : 1;
             for (int32_t i = 0; i < m; i++)
                 x[i] = q + (size_t)(r + i) * ldq;
-            in->dot(score, BLOCK, x, m, key, DSV2I_F32, (size_t)head, n, head);
+            in->dot(score, BLOCK, x, m, &keys, 0, n);
             for (int32_t i = 0; i < m; i++)
                 in->softmax(score + i * BLOCK, n, s->softmax_scale, &max[r + i], &sum[r + i], &corr[i]);
-            in->axpy(o + (size_t)r * ldo, ldo, corr, score, BLOCK, value, DSV2I_F32, (size_t)v, m, n, v);
+            in->axpy(o + (size_t)r * ldo, ldo, corr, score, BLOCK, &values, 0, m, n, v);
         }
     }
     for (int32_t r = 0; r < span->n; r++)

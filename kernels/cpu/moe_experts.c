@@ -66,9 +66,9 @@ static void sum_task(struct dsv2i_cpu *be, const void *arg, int32_t row, int32_t
     const struct experts *a = arg;
     const float one = 1;
     size_t dim = (size_t)a->ffn->down.rows, pair = (size_t)row * (size_t)a->top_k;
+    struct dsv2i_weight slots = dsv2i_floats(a->slot + pair * dim, a->top_k, a->ffn->down.rows);
 
-    be->inner.axpy(a->y + (size_t)row * dim, dim, &one, a->weight + pair, 0, a->slot + pair * dim, DSV2I_F32, dim, 1,
-                   a->top_k, a->ffn->down.rows);
+    be->inner.axpy(a->y + (size_t)row * dim, dim, &one, a->weight + pair, 0, &slots, 0, 1, a->top_k, a->ffn->down.rows);
 }
 
 /* Counting sort of the pairs by expert; returns how many experts have any. */

@@ -35,7 +35,7 @@ static void start_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int32_
     struct stand *s = &a->stand[row];
 
     *s = (struct stand){ .max = -INFINITY, .top = -INFINITY };
-    be->inner.dot(&s->target, 1, &x, 1, dsv2i_weight_row(w, a->target[row]), w->dtype, (size_t)w->cols, 1, w->cols);
+    be->inner.dot(&s->target, 1, &x, 1, w, a->target[row], 1);
 }
 
 static void add_columns(struct dsv2i_cpu *be, const void *arg, int32_t row, int32_t thread)
@@ -74,11 +74,8 @@ void dsv2i_op_score(struct dsv2i_backend *base, struct dsv2i_score *out, const f
         a.logits = (float *)(a.stand + m);
         dsv2i_pool_run(be, start_row, &a, m, (double)m * head->cols);
         for (a.begin = 0; a.begin < head->rows; a.begin += SCORE_COLUMNS) {
-            struct dsv2i_weight part = *head;
-
-            part.data = dsv2i_weight_row(head, a.begin);
-            part.rows = a.columns = dsv2i_min(SCORE_COLUMNS, head->rows - a.begin);
-            dsv2i_op_linear(base, a.logits, a.x, &part, m, 0);
+            a.columns = dsv2i_min(SCORE_COLUMNS, head->rows - a.begin);
+            dsv2i_linear_part(be, a.logits, a.x, head, a.begin, a.columns, m, 0);
             dsv2i_pool_run(be, add_columns, &a, m, 10.0 * m * a.columns);
         }
         for (int32_t i = 0; i < m; i++) {

@@ -179,18 +179,26 @@ static void bench_matrices(struct dsv2i_backend *be)
     struct dsv2i_batch batch;
     const int hidden = 5120, wide = 12288;
     struct dsv2i_weight w = make_weight(DSV2I_BF16, wide, hidden, 0.02f), small = make_weight(DSV2I_BF16, 256, 256, 0.1f);
+    static const int fp8_format[] = { DSV2I_F8_E4M3, F8_ROWS, F8_BLOCKS };
+    struct dsv2i_weight fp8[3];
     struct dsv2i_ffn experts[16];
     float *x = normals((size_t)256 * (size_t)wide, 1), *y = normals((size_t)256 * (size_t)wide, 1), weight[256 * 6];
     int32_t idx[256 * 6], target[256];
     struct dsv2i_score score[256];
     char what[80];
 
+    for (int f = 0; f < 3; f++)
+        fp8[f] = make_weight(fp8_format[f], wide, hidden, 0.02f);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         int n = rows[i];
 
         begin_step(be, &s, &batch, &seq, n, 0);
         snprintf(what, sizeof what, "linear bf16 %d x (%d, %d)", n, wide, hidden);
         TIME(be, what, 2.0 * n * wide * hidden, 2.0 * wide * hidden, be->op->linear(be, y, x, &w, n, 0));
+        for (int f = 0; f < 3; f++) {
+            snprintf(what, sizeof what, "linear %s %d x (%d, %d)", format_name[fp8_format[f]], n, wide, hidden);
+            TIME(be, what, 2.0 * n * wide * hidden, 1.0 * wide * hidden, be->op->linear(be, y, x, &fp8[f], n, 0));
+        }
         be->op->finish(be);
     }
     for (int n = 1; n <= 64; n *= 64) {
@@ -230,6 +238,8 @@ static void bench_matrices(struct dsv2i_backend *be)
         free(experts[e].up.priv);
         free(experts[e].down.priv);
     }
+    for (int f = 0; f < 3; f++)
+        free(fp8[f].priv);
     free(w.priv);
     free(small.priv);
     free(x);

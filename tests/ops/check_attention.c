@@ -190,7 +190,7 @@ static void check_against_reference(struct world *w, const float *q, const float
     free(want);
 }
 
-static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *length, int form, int kv_type, int dtype, int n_cuts)
+static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *length, int form, int kv_type, int format, int n_cuts)
 {
     struct world w = { .s = *s, .n_seqs = n_seqs, .form = form, .kv_type = kv_type };
     int heads = s->num_attention_heads, head = s->qk_nope_head_dim + s->qk_rope_head_dim, rank = s->kv_lora_rank;
@@ -211,7 +211,7 @@ static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *leng
     w.s.inv_freq = w.inv_freq;
     w.s.num_hidden_layers = LAYERS;
     w.mla.kv_a_norm = norm;
-    w.mla.kv_b = make_weight(dtype, heads * (s->qk_nope_head_dim + s->v_head_dim), rank, 1.7f / sqrtf((float)rank));
+    w.mla.kv_b = make_weight(format, heads * (s->qk_nope_head_dim + s->v_head_dim), rank, 1.7f / sqrtf((float)rank));
     w.q = normals((size_t)(w.n * w.q_dim), 2);
     w.kva = normals((size_t)(w.n * w.width), 2);
     for (int i = 0; i < n_seqs; i++)
@@ -238,8 +238,8 @@ static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *leng
     first_o = need((size_t)(w.n * w.o_dim), sizeof *o);
     for (int i = 0; i < n_variants; i++)
         for (int cut = 0; cut < n_cuts; cut++) {
-            snprintf(name, sizeof name, "attention, %d heads, rank %d, KV %s, %s first, %s, cut %d", heads, rank,
-                     kv_name[kv_type], form == DSV2I_ABSORBED ? "absorbed" : "expanded",
+            snprintf(name, sizeof name, "attention, %d heads, rank %d, %s, KV %s, %s first, %s, cut %d", heads, rank,
+                     format_name[format], kv_name[kv_type], form == DSV2I_ABSORBED ? "absorbed" : "expanded",
                      variant_name(&variants[i]), cut);
             run_cut(&w, variants[i].be, cut, q, o);
             if (variants[i].first && cut == 0) {
@@ -249,7 +249,7 @@ static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *leng
             }
             same_bits(name, o, first_o, (size_t)(w.n * w.o_dim));
         }
-    printf("%d heads, rank %d, %s pages, %s first: %s\n", heads, rank, kv_name[kv_type],
+    printf("%d heads, rank %d, %s weights, %s pages, %s first: %s\n", heads, rank, format_name[format], kv_name[kv_type],
            form == DSV2I_ABSORBED ? "absorbed" : "expanded", n_failed == before ? "ok" : "FAILED");
     for (int i = 0; i < n_seqs; i++)
         for (int p = 0; p < PAGES; p++)
@@ -312,7 +312,7 @@ static void check_nan_key(void)
     const struct dsv2i_shape s = { 1, 1, 1, 1, 0, 2, 1, 2, 1, 1, 0, 0, 0, 0, 1, 1, freq };
     const uint32_t payload = 0x7FFFFFFF;
     float norm[2] = { 1, 1 }, kva[4] = { 1, 2, 3, 4 }, up[4] = { 1, 1, 1, 1 };
-    const struct dsv2i_mla mla = { norm, { DSV2I_F32, 2, 2, up, NULL } };
+    const struct dsv2i_mla mla = { norm, { .dtype = DSV2I_F32, .rows = 2, .cols = 2, .data = up } };
     uint8_t page[DSV2I_PAGE_TOKENS * 32];
     void *pages[1] = { page };
     int32_t zero = 0;
@@ -358,6 +358,13 @@ void check_attention(void)
         }
     for (int kv = 0; kv < DSV2I_KV_TYPES; kv++)
         check_world(&even, 3, (const int[]){ 64, 129, 2 }, kv % 2, kv, DSV2I_F32, 4);
+    for (int form = 0; form < 2; form++)
+        for (int format = DSV2I_F8_E4M3; format < FORMATS; format++) {
+            check_world(&odd, 3, (const int[]){ 5, 70, 64 }, form, DSV2I_KV_BF16, format, 4);
+            check_world(&even, 3, (const int[]){ 3, 66, 2 }, form, DSV2I_KV_F32, format, 4);
+            if (!SANITIZED && format != F8_SMALL_BLOCKS)
+                check_world(&lite, 2, (const int[]){ 20, 66 }, form, DSV2I_KV_F32, format, 2);
+        }
     check_world(&v2, 2, (const int[]){ 9, 6 }, DSV2I_ABSORBED, DSV2I_KV_BF16, DSV2I_BF16, 3);
     check_far_positions();
     check_nan_key();

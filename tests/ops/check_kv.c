@@ -73,6 +73,41 @@ static void check_fp8(void)
 }
 
 /* Codes of a byte: the scale, and that no other code would be nearer. */
+/* Every code as a weight with a scale that rounds, or is at its limits, whole rows and their ends. */
+static void check_weight_codes(void)
+{
+    static const float scales[] = { 1, 0.1f, 0x1p-9f, 0x1.8p-130f, 0x1p-149f, 0x1.23456p119f };
+    uint8_t code[256];
+    int32_t zero = 0;
+    struct dsv2i_shape shape = { .hidden_size = 256, .vocab_size = 1, .num_hidden_layers = 1, .num_attention_heads = 1, .kv_lora_rank = 1,
+                                 .qk_nope_head_dim = 1, .v_head_dim = 1, .intermediate_size = 1 };
+    const struct dsv2i_seq seq = { .page = NULL };
+    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+    float got[256];
+
+    for (int c = 0; c < 256; c++)
+        code[c] = (uint8_t)(c * 89 + 0x7F); /* NaN first: also in rows of one element */
+    for (int i = 0; i < n_variants; i++)
+        for (size_t s = 0; s < sizeof scales / sizeof *scales; s++)
+            for (int n = 1; n <= 256; n++) {
+                struct dsv2i_weight w = { .dtype = DSV2I_F8_E4M3, .rows = 1, .cols = n, .data = code, .scale = &scales[s],
+                                          .scale_rows = 1, .scale_cols = n };
+                int wrong = 0;
+
+                expect(variants[i].be->op->reserve(variants[i].be, &shape, 1) == 0, "weight codes", "no scratch");
+                variants[i].be->op->begin(variants[i].be, &shape, &batch);
+                variants[i].be->op->embed(variants[i].be, got, &w);
+                variants[i].be->op->finish(variants[i].be);
+                for (int k = 0; k < n; k++) {
+                    float want = dsv2i_bits_f32(f8_value[0][code[k]]) * scales[s];
+
+                    wrong += isnan(want) ? !isnan(got[k]) : dsv2i_f32_bits(got[k]) != dsv2i_f32_bits(want);
+                }
+                expect(wrong == 0, "weight codes", "%s: %d of %d are wrong, scale %g", variant_name(&variants[i]), wrong, n,
+                       (double)scales[s]);
+            }
+}
+
 static void check_bytes(const uint8_t *code, float scale, const float *x, int n, int type)
 {
     static const double top[] = { 0, 0, 448, 57344, 127, 127 };
@@ -323,6 +358,7 @@ void check_kv(void)
 
     check_sizes();
     check_fp8();
+    check_weight_codes();
     for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
         check_rotation(shape[i][0]);
         for (size_t k = 0; k < sizeof size / sizeof *size; k++)

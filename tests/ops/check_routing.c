@@ -75,7 +75,7 @@ static void route_logits(struct dsv2i_backend *be, int32_t *idx, float *weight, 
                          const struct dsv2i_route *r)
 {
     static float eye[32 * 32];
-    struct dsv2i_weight gate = { DSV2I_F32, n, n, eye, NULL };
+    struct dsv2i_weight gate = { .dtype = DSV2I_F32, .rows = n, .cols = n, .data = eye };
     int32_t zero = 0;
     const struct dsv2i_seq seq = { .page = NULL };
     const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };

@@ -134,12 +134,40 @@ double *doubles(const float *x, size_t n)
     return d;
 }
 
+const char *const format_name[FORMATS] = { "", "f32", "bf16", "f16", "e4m3", "e4m3 rows", "e4m3 blocks", "e4m3 small blocks" };
+
+/* Random codes of numbers; scales, which come first in the block, so that elements are about as great as those of other types. */
+static struct dsv2i_weight make_fp8(int format, int rows, int cols, float scale)
+{
+    struct dsv2i_weight w = { .dtype = DSV2I_F8_E4M3, .rows = rows, .cols = cols };
+    size_t n_scales, n = (size_t)rows * (size_t)cols;
+    uint8_t *data;
+    float *scales;
+
+    w.scale_rows = format == F8_ROWS ? 1 : format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 3 : rows;
+    w.scale_cols = format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 32 : cols;
+    n_scales = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) * (size_t)((cols + w.scale_cols - 1) / w.scale_cols);
+    w.priv = need(n_scales * sizeof *scales + 1 + n, 1);
+    w.scale = scales = w.priv;
+    w.data = data = (uint8_t *)(scales + n_scales) + 1;
+    for (size_t i = 0; i < n_scales; i++)
+        scales[i] = scale * uniform(0.25f, 1.75f) / 188;
+    for (size_t i = 0; i < n; i++)
+        data[i] = (uint8_t)(below(127) | below(2) << 7);
+    return w;
+}
+
 struct dsv2i_weight make_weight(int dtype, int rows, int cols, float scale)
 {
     size_t n = (size_t)rows * (size_t)cols;
-    struct dsv2i_weight w = { dtype, rows, cols, NULL, NULL };
+    struct dsv2i_weight w = { .dtype = dtype, .rows = rows, .cols = cols };
+    char *block, *data;
+
+    if (dtype >= DSV2I_F8_E4M3)
+        return make_fp8(dtype, rows, cols, scale);
     /* Checkpoints align an element to its own size and to no more; nothing may be read behind the last. */
-    char *block = need(n + 1, dsv2i_dtype_size(dtype)), *data = block + dsv2i_dtype_size(dtype);
+    block = need(n + 1, dsv2i_dtype_size(dtype));
+    data = block + dsv2i_dtype_size(dtype);
 
     for (size_t i = 0; i < n; i++) {
         float f = uniform(-scale, scale);

@@ -125,8 +125,14 @@ double ref_value(const struct dsv2i_weight *w, size_t i)
         return ((const float *)w->data)[i];
     case DSV2I_BF16:
         return ref_bf16(((const uint16_t *)w->data)[i]);
-    default:
+    case DSV2I_F16:
         return f16(((const uint16_t *)w->data)[i]);
+    default: { /* 6.1 to 6.3 */
+        size_t row = i / (size_t)w->cols, col = i % (size_t)w->cols, across = ((size_t)w->cols - 1) / (size_t)w->scale_cols + 1;
+        float scale = w->scale[row / (size_t)w->scale_rows * across + col / (size_t)w->scale_cols];
+
+        return (float)(ref_kv_code(((const uint8_t *)w->data)[i], DSV2I_KV_F8_E4M3) * (double)scale);
+    }
     }
 }
 

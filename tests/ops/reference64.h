@@ -9,7 +9,7 @@
 double ref_value(const struct dsv2i_weight *w, size_t i);
 double ref_bf16(uint16_t h);
 
-/* The number of a code of KV page type F8_E4M3, F8_E5M2 or INT8. */
+/* The number of a code, of a weight or of KV page type F8_E4M3, F8_E5M2 or INT8. */
 double ref_kv_code(uint8_t code, int kv_type);
 /* Level i of 16 of a 32-level Lloyd-Max quantizer of the normal distribution. */
 double ref_kv_level(int i);

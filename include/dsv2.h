@@ -184,7 +184,7 @@ typedef struct dsv2_model_info {
     uint64_t active_parameters;     /* used per token: without the unused routed experts and the input embedding */
     uint64_t weight_bytes;          /* as stored in the checkpoint */
     uint64_t kv_elements_per_token; /* (kv_lora_rank + qk_rope_head_dim) * num_hidden_layers */
-    char weight_dtype[8];           /* of most weights: "BF16", "F16", "F32" */
+    char weight_dtype[8];           /* of most weights: "BF16", "F16", "F32", "F8_E4M3" */
 } dsv2_model_info;
 
 DSV2_API dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info);

@@ -1,4 +1,4 @@
-/* config.json and generation_config.json of the family, in every spelling that is around.
+/* config.json, its quantization_config, and generation_config.json of the family, in every spelling that is around.
  *
  * SPDX-License-Identifier: MIT
  *
@@ -13,6 +13,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "regex.h"
 
 #define MAX_WIDTH (1 << 20)
 #define MAX_VOCAB (1 << 24)
@@ -116,8 +118,8 @@ static dsv2_status read_eos(const struct src *s, int32_t vocab_size, int32_t *id
 
 static dsv2_status check_kind(const struct src *s)
 {
-    const cJSON *archs = dsv2i_json_get(s->object, "architectures"), *quant = dsv2i_json_get(s->object, "quantization_config");
-    const char *type, *wanted, *method;
+    const cJSON *archs = dsv2i_json_get(s->object, "architectures");
+    const char *type, *wanted;
     char shown[80];
     int found = 0;
 
@@ -143,15 +145,6 @@ static dsv2_status check_kind(const struct src *s)
         if (!found)
             return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: architectures: %s is not supported; \"%s\" is needed", s->file,
                               archs->child ? dsv2i_json_show(shown, sizeof shown, archs->child) : "[]", wanted);
-    }
-    if (quant && !cJSON_IsNull(quant)) {
-        const struct src q = {s->file, "quantization_config", quant};
-
-        if (!cJSON_IsObject(quant))
-            return bad(DSV2_ERR_FORMAT, s, "quantization_config", "is not an object");
-        DSV2I_TRY(read_name(&q, "quant_method", NULL, &method));
-        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: quantization_config: quantized weights (quant_method %s) are not supported",
-                          s->file, dsv2i_json_show(shown, sizeof shown, dsv2i_json_get(quant, "quant_method")));
     }
     return DSV2_OK;
 }
@@ -511,6 +504,243 @@ void dsv2i_config_parameters(const struct dsv2i_config *c, uint64_t *total, uint
         *total += common + used + unused;
         *active += common + used;
     }
+}
+
+/* ---- quantization_config --------------------------------------------------------------------------------------------- */
+
+#define QUANTIZATION "quantization_config"
+
+/* A module's name, or a regular expression that its beginning must match. */
+struct dsv2i_ignored {
+    char *text; /* as in the file */
+    struct dsv2i_regex *regex;
+};
+
+uint64_t dsv2i_config_quantizable(const struct dsv2i_config *c)
+{
+    const struct dsv2i_shape *p = &c->shape;
+    uint64_t h = (uint64_t)p->hidden_size, ends = (c->tie_word_embeddings ? 1u : 2u) * (uint64_t)p->vocab_size * h + h, total, active;
+
+    dsv2i_config_parameters(c, &total, &active);
+    total -= ends;
+    for (int32_t l = 0; l < p->num_hidden_layers; l++)
+        total -= 2 * h + (uint64_t)p->kv_lora_rank + (uint64_t)p->q_lora_rank
+                 + (dsv2i_config_is_moe(c, l) ? (uint64_t)p->n_routed_experts * h : 0);
+    return total;
+}
+
+static dsv2_status add_ignored(struct dsv2i_quantization *q, const struct src *s, const cJSON *entry)
+{
+    struct dsv2i_ignored *to = &q->ignored[q->n_ignored];
+    char path[80], shown[80];
+
+    snprintf(path, sizeof path, QUANTIZATION ".%s[%d]", q->ignored_key, q->n_ignored);
+    if (!cJSON_IsString(entry))
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: must be a module's name, is %s", s->file, path,
+                          dsv2i_json_show(shown, sizeof shown, entry));
+    to->text = dsv2i_strndup(q->mem, entry->valuestring, strlen(entry->valuestring));
+    if (!to->text)
+        return dsv2i_fail(DSV2_ERR_NOMEM, "%s: %s: no memory for a name", s->file, path);
+    q->n_ignored++;
+    if (strncmp(to->text, "re:", 3) != 0)
+        return DSV2_OK;
+    return dsv2i_regex_compile(q->mem, s->file, path, to->text + 3, strlen(to->text + 3), 0, &to->regex);
+}
+
+static dsv2_status read_ignored(struct dsv2i_quantization *q, const struct src *s, const char *key)
+{
+    const cJSON *list = dsv2i_json_get(s->object, key);
+
+    if (is_absent(s, key))
+        return DSV2_OK;
+    if (!cJSON_IsArray(list))
+        return bad(DSV2_ERR_FORMAT, s, key, "is not a list of names");
+    if (q->ignored)
+        return bad(DSV2_ERR_FORMAT, s, key, "although there is also %s", q->ignored_key);
+    q->ignored_key = key;
+    q->ignored = dsv2i_calloc(q->mem, (size_t)cJSON_GetArraySize(list), sizeof *q->ignored);
+    if (!q->ignored)
+        return dsv2i_fail(DSV2_ERR_NOMEM, "%s: " QUANTIZATION ".%s: no memory for a list", s->file, key);
+    for (const cJSON *e = list->child; e; e = e->next)
+        DSV2I_TRY(add_ignored(q, s, e));
+    return DSV2_OK;
+}
+
+/* A key that must be there, or may be absent, and have this value. */
+static dsv2_status expect_name(const struct src *s, const char *key, const char *wanted, int optional)
+{
+    const char *name;
+
+    DSV2I_TRY(read_name(s, key, optional ? wanted : NULL, &name));
+    return name && strcmp(name, wanted) == 0 ? DSV2_OK : bad(DSV2_ERR_UNSUPPORTED, s, key, "is not supported; only \"%s\" is", wanted);
+}
+
+/* AutoFP8's scale per tensor, or with weight_block_size DeepSeek-V3's per block. */
+static dsv2_status read_fp8(struct dsv2i_quantization *q, const struct src *s)
+{
+    const cJSON *block = dsv2i_json_get(s->object, "weight_block_size");
+    const char *scheme;
+
+    DSV2I_TRY(expect_name(s, "fmt", "e4m3", 1));
+    DSV2I_TRY(read_name(s, "activation_scheme", "dynamic", &scheme));
+    if (strcmp(scheme, "static") != 0 && strcmp(scheme, "dynamic") != 0)
+        return bad(DSV2_ERR_UNSUPPORTED, s, "activation_scheme", "is not supported; only \"static\" and \"dynamic\" are");
+    q->scales = DSV2I_SCALES_TENSOR;
+    q->scale_name = "weight_scale";
+    if (!is_absent(s, "weight_block_size")) {
+        char rows[80], cols[80];
+        const cJSON *first = cJSON_IsArray(block) ? block->child : NULL, *second = first ? first->next : NULL;
+
+        if (!second || second->next || !cJSON_IsNumber(first) || !cJSON_IsNumber(second))
+            return bad(DSV2_ERR_FORMAT, s, "weight_block_size", "is not a list of two sizes");
+        if (first->valuedouble != DSV2I_SCALE_BLOCK || second->valuedouble != DSV2I_SCALE_BLOCK)
+            return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: " QUANTIZATION ".weight_block_size: [%s, %s] is not supported; only [%d, %d] is",
+                              s->file, dsv2i_json_show(rows, sizeof rows, first), dsv2i_json_show(cols, sizeof cols, second),
+                              DSV2I_SCALE_BLOCK, DSV2I_SCALE_BLOCK);
+        q->scales = DSV2I_SCALES_BLOCK;
+        q->scale_name = "weight_scale_inv";
+    }
+    DSV2I_TRY(read_ignored(q, s, "ignored_layers"));
+    return read_ignored(q, s, "modules_to_not_convert");
+}
+
+/* A group of compressed-tensors.  How activations are meant to be quantized does not matter: they are not. */
+static dsv2_status read_group(struct dsv2i_quantization *q, const char *file, const cJSON *group)
+{
+    char path[120], name[60], weights_path[140];
+    struct src s = {file, path, group}, w = {file, weights_path, dsv2i_json_get(group, "weights")};
+    const char *strategy;
+    int symmetric, dynamic;
+    int32_t bits, scales;
+
+    snprintf(path, sizeof path, QUANTIZATION ".config_groups.%s", dsv2i_quote(name, sizeof name, group->string, strlen(group->string)));
+    snprintf(weights_path, sizeof weights_path, "%s.weights", path);
+    if (!cJSON_IsObject(group))
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is not an object", file, path);
+    if (!cJSON_IsArray(dsv2i_json_get(group, "targets")))
+        return bad(DSV2_ERR_FORMAT, &s, "targets", "is not a list of names");
+    DSV2I_TRY(expect_name(&s, "format", "float-quantized", 1));
+    if (!cJSON_IsObject(w.object))
+        return bad(DSV2_ERR_FORMAT, &s, "weights", "is not an object");
+    DSV2I_TRY(read_int(&w, "num_bits", 1, 64, 8, &bits));
+    if (bits != 8)
+        return bad(DSV2_ERR_UNSUPPORTED, &w, "num_bits", "is not supported; only 8 is");
+    DSV2I_TRY(expect_name(&w, "type", "float", 0));
+    DSV2I_TRY(dsv2i_json_bool_or(file, weights_path, w.object, "symmetric", 1, &symmetric));
+    if (!symmetric)
+        return bad(DSV2_ERR_UNSUPPORTED, &w, "symmetric", "is not supported; only true is");
+    DSV2I_TRY(dsv2i_json_bool_or(file, weights_path, w.object, "dynamic", 0, &dynamic));
+    if (dynamic)
+        return bad(DSV2_ERR_UNSUPPORTED, &w, "dynamic", "is not supported for weights; only false is");
+    DSV2I_TRY(read_name(&w, "strategy", "tensor", &strategy));
+    scales = strcmp(strategy, "tensor") == 0 ? DSV2I_SCALES_TENSOR : strcmp(strategy, "channel") == 0 ? DSV2I_SCALES_ROW : DSV2I_SCALES_NONE;
+    if (!scales)
+        return bad(DSV2_ERR_UNSUPPORTED, &w, "strategy", "is not supported; only \"tensor\" and \"channel\" are");
+    if (q->scales && q->scales != scales)
+        return bad(DSV2_ERR_UNSUPPORTED, &w, "strategy", "differs from that of the group before; all must be alike");
+    q->scales = scales;
+    return DSV2_OK;
+}
+
+static dsv2_status read_compressed(struct dsv2i_quantization *q, const struct src *s)
+{
+    static const char *const others[] = {"sparsity_config", "transform_config"}; /* would make other weights of the stored ones */
+    const cJSON *groups = dsv2i_json_get(s->object, "config_groups");
+
+    DSV2I_TRY(expect_name(s, "format", "float-quantized", 0));
+    DSV2I_TRY(expect_name(s, "quantization_status", "compressed", 1));
+    for (int i = 0; i < 2; i++) {
+        const cJSON *other = dsv2i_json_get(s->object, others[i]);
+
+        if (!is_absent(s, others[i]) && !(cJSON_IsObject(other) && !other->child))
+            return bad(DSV2_ERR_UNSUPPORTED, s, others[i], "is not supported");
+    }
+    if (!cJSON_IsObject(groups) || !groups->child)
+        return bad(DSV2_ERR_FORMAT, s, "config_groups", "is not an object with groups");
+    q->scale_name = "weight_scale";
+    for (const cJSON *g = groups->child; g; g = g->next)
+        DSV2I_TRY(read_group(q, s->file, g));
+    return read_ignored(q, s, "ignore");
+}
+
+static dsv2_status read_quantization(struct dsv2i_quantization *q, const struct src *config)
+{
+    const struct src s = {config->file, QUANTIZATION, dsv2i_json_get(config->object, QUANTIZATION)};
+    const char *method;
+
+    if (is_absent(config, QUANTIZATION))
+        return DSV2_OK;
+    if (!cJSON_IsObject(s.object))
+        return bad(DSV2_ERR_FORMAT, config, QUANTIZATION, "is not an object");
+    DSV2I_TRY(read_name(&s, "quant_method", NULL, &method));
+    if (method && strcmp(method, "fp8") == 0)
+        return read_fp8(q, &s);
+    if (method && strcmp(method, "compressed-tensors") == 0)
+        return read_compressed(q, &s);
+    return bad(DSV2_ERR_UNSUPPORTED, &s, "quant_method", "is not supported; only \"fp8\" and \"compressed-tensors\" are");
+}
+
+dsv2_status dsv2i_quantization_parse(const struct dsv2i_hooks *mem, const char *file, const char *text, size_t n,
+                                     struct dsv2i_quantization *out)
+{
+    struct src s = {.file = file, .path = ""};
+    cJSON *tree;
+    dsv2_status status;
+
+    *out = (struct dsv2i_quantization){.mem = mem};
+    DSV2I_TRY(parse_object(file, text, n, &tree));
+    s.object = tree;
+    status = read_quantization(out, &s);
+    cJSON_Delete(tree);
+    return status;
+}
+
+void dsv2i_quantization_free(struct dsv2i_quantization *q)
+{
+    for (int32_t i = 0; i < q->n_ignored; i++) {
+        dsv2i_regex_free(q->ignored[i].regex);
+        dsv2i_free(q->mem, q->ignored[i].text);
+    }
+    dsv2i_free(q->mem, q->ignored);
+}
+
+/* As Python's re.match: from the first character on. */
+static dsv2_status names(const struct dsv2i_ignored *entry, const char *module, int *yes)
+{
+    size_t n = strlen(module), begin = 1, end;
+    struct dsv2i_matcher m;
+    dsv2_status status;
+
+    if (!entry->regex) {
+        *yes = strcmp(entry->text, module) == 0;
+        return DSV2_OK;
+    }
+    DSV2I_TRY(dsv2i_matcher_begin(&m, entry->regex, n));
+    status = dsv2i_matcher_next(&m, module, n, 0, &begin, &end);
+    dsv2i_matcher_end(&m);
+    *yes = begin == 0;
+    return status;
+}
+
+dsv2_status dsv2i_quantization_check(const struct dsv2i_quantization *q, const char *file, const char *module)
+{
+    for (int32_t i = 0; i < q->n_ignored; i++) {
+        const struct dsv2i_ignored *entry = &q->ignored[i];
+        char shown[80];
+        dsv2_status status;
+        int yes;
+
+        status = names(entry, module, &yes);
+        if (status == DSV2_OK && !yes)
+            continue;
+        dsv2i_quote(shown, sizeof shown, entry->text, strlen(entry->text));
+        if (status == DSV2_ERR_LIMIT)
+            return dsv2i_fail(status, "%s: " QUANTIZATION ".%s: \"%s\" takes too long on %s", file, q->ignored_key, shown, module);
+        return status == DSV2_OK ? dsv2i_fail(DSV2_ERR_FORMAT, "%s: " QUANTIZATION ".%s: \"%s\" names %s, whose weight is F8_E4M3", file,
+                                              q->ignored_key, shown, module)
+                                 : status;
+    }
+    return DSV2_OK;
 }
 
 /* ---- generation_config.json ------------------------------------------------------------------------------------------ */

@@ -68,9 +68,12 @@ static void add_tensor(struct dsv2i_hasher *h, const void *data, int32_t dtype, 
         dsv2i_hash_add(h, data, bytes < MOST_OF_A_TENSOR ? bytes : MOST_OF_A_TENSOR);
 }
 
+/* Scales are a tensor that follows its weight. */
 static void add_matrix(struct dsv2i_hasher *h, const struct dsv2i_weight *w)
 {
     add_tensor(h, w->data, w->dtype, w->rows, w->cols);
+    if (w->dtype == DSV2I_F8_E4M3)
+        add_tensor(h, w->scale, DSV2I_F32, (w->rows - 1) / w->scale_rows + 1, (w->cols - 1) / w->scale_cols + 1);
 }
 
 static void add_vector(struct dsv2i_hasher *h, const float *v, int32_t n)

@@ -8,6 +8,7 @@
  * type.  Norm vectors become fp32. */
 #include "model.h"
 
+#include <float.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,8 @@
 #define MAX_TOKENIZER_CONFIG (16 << 20)
 #define MAX_CHAT_TEMPLATE (1 << 20)
 #define MAX_TOKENIZER (64 << 20)
+#define QUANTIZATION "quantization_config of config.json"
+#define GREATEST_CODE 448 /* of F8_E4M3 */
 #define READ_PIECE (8 << 20) /* bytes between two calls of the progress callback */
 
 /* A piece of memory that goes with the model. */
@@ -50,10 +53,12 @@ struct loader {
     dsv2_reader reader;
     struct dsv2i_files files;
     struct dsv2i_tensor_set *set;
+    struct dsv2i_quantization quantization;
     int placing;                /* the second pass */
     uint64_t done, total;       /* bytes of tensors, for progress */
     uint64_t copied;            /* bytes of matrices that had to be moved */
-    uint64_t bytes_of[DSV2I_F16 + 1]; /* by dtype */
+    uint64_t bytes_of[DSV2I_DTYPES]; /* by dtype */
+    uint64_t widened;           /* elements of scales that become fp32 */
 };
 
 /* ---- Blocks and progress --------------------------------------------------------------------------------------------- */
@@ -88,7 +93,7 @@ static dsv2_status report(struct loader *l, uint64_t more)
 static int32_t dtype_of(const struct dsv2i_tensor *t)
 {
     return strcmp(t->dtype, "BF16") == 0 ? DSV2I_BF16 : strcmp(t->dtype, "F16") == 0 ? DSV2I_F16
-         : strcmp(t->dtype, "F32") == 0 ? DSV2I_F32 : 0;
+         : strcmp(t->dtype, "F32") == 0 ? DSV2I_F32 : strcmp(t->dtype, "F8_E4M3") == 0 ? DSV2I_F8_E4M3 : 0;
 }
 
 static const char *show_shape(char *buf, size_t cap, const int64_t *shape, int32_t rank)
@@ -101,31 +106,50 @@ static const char *show_shape(char *buf, size_t cap, const int64_t *shape, int32
     return buf;
 }
 
-/* The tensor of this name and shape, with a type that we can use. */
-static dsv2_status find_tensor(struct loader *l, const char *name, int32_t rank, const int64_t *shape, struct dsv2i_tensor **out)
+static dsv2_status bad_shape(const struct loader *l, const struct dsv2i_tensor *t, const char *by, int32_t rank, const int64_t *shape)
+{
+    char is[200], wanted[80];
+
+    return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: shape: must be [%s] by %s, is [%s]", dsv2i_tensors_file(l->set, t->file), t->name,
+                      show_shape(wanted, sizeof wanted, shape, rank), by, show_shape(is, sizeof is, t->shape, t->rank));
+}
+
+static dsv2_status bad_dtype(const struct loader *l, const struct dsv2i_tensor *t, const char *wanted)
+{
+    return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: %s: dtype: %s is not supported; %s", dsv2i_tensors_file(l->set, t->file), t->name,
+                      t->dtype, wanted);
+}
+
+/* Count a tensor as known: its bytes by type, or as loaded. */
+static dsv2_status take_tensor(struct loader *l, struct dsv2i_tensor *t)
+{
+    t->used = 1;
+    if (!l->placing) {
+        l->bytes_of[dtype_of(t)] += t->bytes;
+        return DSV2_OK;
+    }
+    /* Bytes that were read have been reported already. */
+    return l->m->blobs->file[t->file].map ? report(l, t->bytes) : DSV2_OK;
+}
+
+/* The tensor of this name and shape, with a type that we can use; scaled: also with one that goes with scales. */
+static dsv2_status find_tensor(struct loader *l, const char *name, int32_t rank, const int64_t *shape, int scaled,
+                               struct dsv2i_tensor **out)
 {
     struct dsv2i_tensor *t = dsv2i_tensors_find(l->set, name);
-    char is[200], wanted[80];
     int32_t dtype;
 
     *out = t;
     if (!t)
         return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is missing", dsv2i_tensors_source(l->set), name);
     if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape) != 0)
-        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: shape: must be [%s] by config.json, is [%s]",
-                          dsv2i_tensors_file(l->set, t->file), name, show_shape(wanted, sizeof wanted, shape, rank),
-                          show_shape(is, sizeof is, t->shape, t->rank));
+        return bad_shape(l, t, "config.json", rank, shape);
     dtype = dtype_of(t);
-    if (!dtype)
-        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: %s: dtype: %s is not supported; BF16, F16 and F32 are",
-                          dsv2i_tensors_file(l->set, t->file), name, t->dtype);
-    t->used = 1;
-    if (!l->placing) {
-        l->bytes_of[dtype] += t->bytes;
-        return DSV2_OK;
-    }
-    /* Bytes that were read have been reported already. */
-    return l->m->blobs->file[t->file].map ? report(l, t->bytes) : DSV2_OK;
+    if (!dtype || (dtype == DSV2I_F8_E4M3 && !scaled))
+        return bad_dtype(l, t, "BF16, F16 and F32 are");
+    if (dtype == DSV2I_F8_E4M3 && !l->quantization.scales)
+        return bad_dtype(l, t, "it is where config.json has a quantization_config");
+    return take_tensor(l, t);
 }
 
 static const unsigned char *tensor_data(const struct loader *l, const struct dsv2i_tensor *t)
@@ -189,6 +213,103 @@ struct name {
     char text[160];
 };
 
+/* ---- Scales of fp8 weights (spec 6) ---------------------------------------------------------------------------------- */
+
+static dsv2_status check_scale(const struct loader *l, const struct dsv2i_tensor *t, int one)
+{
+    if (dtype_of(t) != DSV2I_F32 && dtype_of(t) != DSV2I_BF16)
+        return bad_dtype(l, t, "F32 and BF16 are for scales");
+    if (one && !(t->rank == 0 || (t->rank == 1 && t->shape[0] == 1)))
+        return bad_shape(l, t, QUANTIZATION, 1, (int64_t[]){1});
+    return DSV2_OK;
+}
+
+/* Scales of activations and of a KV cache: activations stay fp32 here, and a cache has scales per token. */
+static dsv2_status pass_over(struct loader *l, const char *module, const char *what)
+{
+    struct dsv2i_tensor *t;
+    struct name name;
+
+    snprintf(name.text, sizeof name.text, "%s.%s", module, what);
+    t = dsv2i_tensors_find(l->set, name.text);
+    if (!t)
+        return DSV2_OK;
+    DSV2I_TRY(check_scale(l, t, 1));
+    return take_tensor(l, t);
+}
+
+/* Scales as fp32, where they lie if they are. */
+static dsv2_status place_scales(struct loader *l, const struct dsv2i_tensor *t, int32_t n, struct dsv2i_weight *w)
+{
+    const void *data;
+    float *copy;
+
+    if (dtype_of(t) == DSV2I_F32) {
+        DSV2I_TRY(aligned_data(l, t, &data));
+        w->scale = data;
+    } else {
+        w->scale = copy = new_block(l, (uint64_t)n * sizeof *copy);
+        if (!copy)
+            return no_memory(l, t->name, (uint64_t)n * sizeof *copy);
+        for (int32_t i = 0; i < n; i++)
+            copy[i] = element(tensor_data(l, t), dtype_of(t), i);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        if (!(w->scale[i] > 0 && w->scale[i] * GREATEST_CODE <= FLT_MAX))
+            return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: element %d: must be positive, and finite times %d, is %g",
+                              dsv2i_tensors_file(l->set, t->file), t->name, i, GREATEST_CODE, (double)w->scale[i]);
+    }
+    return DSV2_OK;
+}
+
+static dsv2_status bind_scales(struct loader *l, const char *module, struct dsv2i_weight *w)
+{
+    const struct dsv2i_quantization *q = &l->quantization;
+    static const char *const others[] = {"input_scale", "k_scale", "v_scale"};
+    int64_t shape[2];
+    struct dsv2i_tensor *t;
+    struct name name;
+
+    w->scale_rows = q->scales == DSV2I_SCALES_TENSOR ? w->rows : q->scales == DSV2I_SCALES_ROW ? 1 : DSV2I_SCALE_BLOCK;
+    w->scale_cols = q->scales == DSV2I_SCALES_BLOCK ? DSV2I_SCALE_BLOCK : w->cols;
+    shape[0] = (w->rows - 1) / w->scale_rows + 1;
+    shape[1] = (w->cols - 1) / w->scale_cols + 1;
+    snprintf(name.text, sizeof name.text, "%s.%s", module, q->scale_name);
+    t = dsv2i_tensors_find(l->set, name.text);
+    if (!t)
+        return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is missing, but %s.weight is F8_E4M3", dsv2i_tensors_source(l->set), name.text, module);
+    DSV2I_TRY(check_scale(l, t, q->scales == DSV2I_SCALES_TENSOR));
+    if (q->scales != DSV2I_SCALES_TENSOR && (t->rank != 2 || memcmp(t->shape, shape, sizeof shape) != 0))
+        return bad_shape(l, t, QUANTIZATION, 2, shape);
+    DSV2I_TRY(take_tensor(l, t));
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        DSV2I_TRY(pass_over(l, module, others[i]));
+    if (l->placing)
+        return place_scales(l, t, (int32_t)(shape[0] * shape[1]), w);
+    if (dtype_of(t) != DSV2I_F32)
+        l->widened += (uint64_t)(shape[0] * shape[1]);
+    return dsv2i_quantization_check(q, "config.json", module);
+}
+
+/* The scales of a weight that has none, or not of its type, would be ignored. */
+static dsv2_status want_no_scales(const struct loader *l, const char *module, const struct dsv2i_tensor *weight)
+{
+    static const char *const scales[] = {"weight_scale", "weight_scale_inv"};
+
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
+        const struct dsv2i_tensor *t;
+        struct name name;
+
+        snprintf(name.text, sizeof name.text, "%s.%s", module, scales[i]);
+        t = dsv2i_tensors_find(l->set, name.text);
+        if (t)
+            return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: dtype %s: stored although the dtype of %s is %s", dsv2i_tensors_file(l->set, t->file),
+                              t->name, t->dtype, weight->name, weight->dtype);
+    }
+    return DSV2_OK;
+}
+
+/* X.weight, and of an fp8 weight what goes with it. */
 NAME_FORMAT(5) static dsv2_status matrix(struct loader *l, struct dsv2i_weight *w, int32_t rows, int32_t cols,
                                          const char *format, ...)
 {
@@ -200,10 +321,15 @@ NAME_FORMAT(5) static dsv2_status matrix(struct loader *l, struct dsv2i_weight *
     va_start(args, format);
     vsnprintf(name.text, sizeof name.text, format, args);
     va_end(args);
-    DSV2I_TRY(find_tensor(l, name.text, 2, shape, &t));
+    DSV2I_TRY(find_tensor(l, name.text, 2, shape, 1, &t));
     w->dtype = dtype_of(t);
     w->rows = rows;
     w->cols = cols;
+    name.text[strlen(name.text) - strlen(".weight")] = 0; /* the module */
+    if (w->dtype == DSV2I_F8_E4M3)
+        DSV2I_TRY(bind_scales(l, name.text, w));
+    else
+        DSV2I_TRY(want_no_scales(l, name.text, t));
     return l->placing ? aligned_data(l, t, &w->data) : DSV2_OK;
 }
 
@@ -218,7 +344,7 @@ NAME_FORMAT(4) static dsv2_status vector(struct loader *l, const float **out, in
     va_start(args, format);
     vsnprintf(name.text, sizeof name.text, format, args);
     va_end(args);
-    DSV2I_TRY(find_tensor(l, name.text, 1, shape, &t));
+    DSV2I_TRY(find_tensor(l, name.text, 1, shape, 0, &t));
     if (!l->placing)
         return DSV2_OK;
     v = new_block(l, (uint64_t)n * sizeof *v);
@@ -236,6 +362,7 @@ static dsv2_status bind_attention(struct loader *l, int32_t i, struct dsv2i_laye
 {
     const struct dsv2i_shape *p = &l->m->config.shape;
     int32_t heads = p->num_attention_heads, q_rows = heads * (p->qk_nope_head_dim + p->qk_rope_head_dim);
+    struct name module;
 
     DSV2I_TRY(vector(l, &y->input_layernorm, p->hidden_size, "model.layers.%d.input_layernorm.weight", i));
     if (p->q_lora_rank) {
@@ -251,6 +378,11 @@ static dsv2_status bind_attention(struct loader *l, int32_t i, struct dsv2i_laye
     DSV2I_TRY(matrix(l, &y->mla.kv_b, heads * (p->qk_nope_head_dim + p->v_head_dim), p->kv_lora_rank,
                      "model.layers.%d.self_attn.kv_b_proj.weight", i));
     DSV2I_TRY(matrix(l, &y->o_proj, p->hidden_size, heads * p->v_head_dim, "model.layers.%d.self_attn.o_proj.weight", i));
+    if (l->quantization.scales) {
+        snprintf(module.text, sizeof module.text, "model.layers.%d.self_attn", i);
+        DSV2I_TRY(pass_over(l, module.text, "k_scale"));
+        DSV2I_TRY(pass_over(l, module.text, "v_scale"));
+    }
     return vector(l, &y->post_attention_layernorm, p->hidden_size, "model.layers.%d.post_attention_layernorm.weight", i);
 }
 
@@ -278,8 +410,8 @@ static dsv2_status bind_fused_experts(struct loader *l, struct dsv2i_ffn *expert
     struct dsv2i_tensor *gate_up, *down;
     const void *gu = NULL, *d = NULL;
 
-    DSV2I_TRY(find_tensor(l, gate_up_name, 3, gate_up_shape, &gate_up));
-    DSV2I_TRY(find_tensor(l, down_name, 3, down_shape, &down));
+    DSV2I_TRY(find_tensor(l, gate_up_name, 3, gate_up_shape, 0, &gate_up));
+    DSV2I_TRY(find_tensor(l, down_name, 3, down_shape, 0, &down));
     if (!l->placing)
         return DSV2_OK;
     DSV2I_TRY(aligned_data(l, gate_up, &gu));
@@ -460,6 +592,8 @@ static dsv2_status load_config(struct loader *l)
 
     DSV2I_TRY(dsv2i_files_load(&l->files, "config.json", MAX_CONFIG, &text, &n));
     status = dsv2i_config_parse("config.json", text, n, &m->config);
+    if (status == DSV2_OK)
+        status = dsv2i_quantization_parse(l->mem, "config.json", text, n, &l->quantization);
     dsv2i_free(l->mem, text);
     DSV2I_TRY(status);
     dsv2i_generation_default(&m->config, &m->generation);
@@ -515,11 +649,12 @@ static dsv2_status load_text_files(struct loader *l)
     return status;
 }
 
-/* Tokenizer, tables and norms: what the model holds besides the weights. */
-static uint64_t other_bytes(const dsv2_model *m)
+/* Tokenizer, tables, norms and scales that became fp32: what the model holds besides the weights. */
+static uint64_t other_bytes(const struct loader *l)
 {
+    const dsv2_model *m = l->m;
     const struct dsv2i_shape *p = &m->config.shape;
-    uint64_t floats = (uint64_t)p->hidden_size, tables = sizeof *m;
+    uint64_t floats = (uint64_t)p->hidden_size + l->widened, tables = sizeof *m;
 
     for (int32_t i = 0; i < p->num_hidden_layers; i++) {
         floats += 2 * (uint64_t)p->hidden_size + (uint64_t)p->kv_lora_rank + (uint64_t)p->q_lora_rank;
@@ -532,7 +667,7 @@ static uint64_t other_bytes(const dsv2_model *m)
 
 static void fill_info(struct loader *l)
 {
-    static const char *const names[] = {"", "F32", "BF16", "F16"};
+    static const char *const names[DSV2I_DTYPES] = {"", "F32", "BF16", "F16", "F8_E4M3"};
     dsv2_model *m = l->m;
     const struct dsv2i_config *c = &m->config;
     const struct dsv2i_shape *p = &c->shape;
@@ -556,16 +691,20 @@ static void fill_info(struct loader *l)
     };
     dsv2i_config_parameters(c, &m->info.parameters, &m->info.active_parameters);
     m->info.weight_bytes = m->info.parameters * dsv2i_dtype_size(dtype);
+    if (l->quantization.scales) { /* scales come to less than a thousandth */
+        m->info.weight_bytes -= dsv2i_config_quantizable(c) * (dsv2i_dtype_size(dtype) - dsv2i_dtype_size(DSV2I_F8_E4M3));
+        dtype = DSV2I_F8_E4M3;
+    }
     if (l->set) {
         m->info.weight_bytes = data_bytes(l->set);
         dtype = DSV2I_F32;
-        for (int32_t d = DSV2I_BF16; d <= DSV2I_F16; d++) {
+        for (int32_t d = DSV2I_BF16; d < DSV2I_DTYPES; d++) {
             if (l->bytes_of[d] > l->bytes_of[dtype])
                 dtype = d;
         }
     }
     strcpy(m->info.weight_dtype, names[dtype]);
-    m->other_memory = other_bytes(m);
+    m->other_memory = other_bytes(l);
 }
 
 /* ---- Model ----------------------------------------------------------------------------------------------------------- */
@@ -641,6 +780,7 @@ dsv2_status dsv2i_model_load(dsv2_context *ctx, const char *folder, const dsv2_m
     dsv2_status status = load(&l, ctx, folder, params);
 
     dsv2i_tensors_close(l.set);
+    dsv2i_quantization_free(&l.quantization);
     if (status != DSV2_OK)
         dsv2i_model_release(l.m);
     *out = status == DSV2_OK ? l.m : NULL;
@@ -673,6 +813,7 @@ dsv2_status dsv2i_model_inspect(dsv2_context *ctx, const char *folder, const dsv
         status = dsv2i_session_estimate(ctx, &l.m->config, session, l.m->info.weight_bytes, l.m->other_memory, memory);
     }
     dsv2i_tensors_close(l.set);
+    dsv2i_quantization_free(&l.quantization);
     dsv2i_model_release(l.m);
     return status;
 }

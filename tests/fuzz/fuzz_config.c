@@ -1,4 +1,4 @@
-/* config.json, then generation_config.json behind a 0xFF byte.
+/* config.json with its quantization_config, then generation_config.json behind a 0xFF byte.
  * SPDX-License-Identifier: MIT */
 #include <math.h>
 
@@ -31,6 +31,28 @@ static void check(const struct dsv2i_config *config, const char *text, size_t n)
     }
 }
 
+static void check_quantization(const char *text, size_t n)
+{
+    struct dsv2i_quantization q;
+    dsv2_status status;
+
+    for (;;) {
+        status = fuzz_check_regex(dsv2i_quantization_parse(&fuzz_mem, "config.json", text, n, &q));
+        if (status != DSV2_ERR_NOMEM)
+            break;
+        dsv2i_quantization_free(&q);
+    }
+    if (status == DSV2_OK) {
+        MUST(q.scales >= DSV2I_SCALES_NONE && q.scales <= DSV2I_SCALES_BLOCK);
+        MUST(!q.scales == !q.scale_name && (q.scales || !q.n_ignored));
+        do
+            status = dsv2i_quantization_check(&q, "config.json", "model.layers.11.self_attn.kv_b_proj");
+        while (fuzz_check_regex(status) == DSV2_ERR_NOMEM);
+    }
+    MUST(status == DSV2_OK || strstr(dsv2_last_error(), "config.json"));
+    dsv2i_quantization_free(&q);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct dsv2i_config config;
@@ -47,6 +69,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check(&config, (const char *)data, size);
     else
         MUST(strstr(dsv2_last_error(), "config.json"));
+    check_quantization(text, n);
     fuzz_end();
     return 0;
 }

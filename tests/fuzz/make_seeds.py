@@ -81,6 +81,7 @@ def config_seeds() -> None:
         ("scoring_func", "sigmoid"), ("norm_topk_prob", True), ("topk_method", "noaux_tc"), ("topk_method", None),
     )):
         put("config", f"edit-{i}", text(edited(base, key, value)))
+    quantization_seeds(base)
     put("config", "dtypes", text(base | {"torch_dtype": "float16", "dtype": "bfloat16"}))
     put("config", "default-ids", text({"model_type": "deepseek_v2"}))
     put("config", "tiny-theta", text(base | {"rope_theta": 5e-324, "qk_rope_head_dim": 256, "rope_scaling": None}))
@@ -98,6 +99,34 @@ def config_seeds() -> None:
         put("config", f"generation-{i}", text(base) + SEP + text(generation | change))
     put("config", "generation-list", text(base) + SEP + b"[]")
     put("config", "no-memory", text(base) + SEP + text(generation) + b"\xfd\5")
+
+
+def quantization_seeds(base: dict[str, object]) -> None:
+    auto = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head", "re:.*head"], "kv_cache_scheme": "static"}
+    block = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    group = {"targets": ["Linear"], "input_activations": None, "weights": {"num_bits": 8, "type": "float", "symmetric": True,
+                                                                           "strategy": "channel", "dynamic": False}}
+    packed = {"quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+              "ignore": ["lm_head", "re:.*gate$"], "kv_cache_scheme": None, "config_groups": {"group_0": group}}
+    module = "model.layers.11.self_attn.kv_b_proj"
+    for i, (config, path, value) in enumerate((
+        (auto, "ignored_layers.0", module), (auto, "ignored_layers.0", f"re:{module}"), (auto, "ignored_layers.0", "re:model.*kv_b"),
+        (auto, "ignored_layers.0", "re:("), (auto, "ignored_layers.1", 1), (auto, "ignored_layers", "lm_head"), (auto, "ignored_layers", None),
+        (auto, "modules_to_not_convert", []), (auto, "activation_scheme", "token"), (auto, "activation_scheme", 1), (auto, "quant_method", "awq"),
+        (auto, "quant_method", 3), (auto, "quant_method", ABSENT), (auto, "fmt", "e5m2"),
+        (auto, "ignored_layers.0", "re:" + 14 * "(.*)" + "[!?]$"), (auto, "ignored_layers.0", "re:\\C"),
+        (block, "weight_block_size", None), (block, "weight_block_size", [128]), (block, "weight_block_size.1", 64), (block, "weight_block_size", 1),
+        (packed, "format", "pack-quantized"), (packed, "quantization_status", "frozen"), (packed, "sparsity_config", {}),
+        (packed, "sparsity_config", {"format": "dense"}), (packed, "config_groups", {}), (packed, "config_groups.group_0", 1),
+        (packed, "config_groups.group_0.targets", None), (packed, "config_groups.group_0.format", "int"), (packed, "config_groups.group_0.weights", []),
+        (packed, "config_groups.group_0.weights.num_bits", 4), (packed, "config_groups.group_0.weights.num_bits", 1.5),
+        (packed, "config_groups.group_0.weights.type", "int"), (packed, "config_groups.group_0.weights.symmetric", False),
+        (packed, "config_groups.group_0.weights.dynamic", True), (packed, "config_groups.group_0.weights.strategy", "tensor"),
+        (packed, "config_groups.group_0.weights.strategy", "group"), (packed, "config_groups.a", edited(group, "weights.strategy", "tensor")),
+    )):
+        put("config", f"quantization-{i}", text(base | {"quantization_config": edited(config, path, value)}))
+    for i in range(1, 12):
+        put("config", f"quantization-no-memory-{i}", text(base | {"quantization_config": packed}) + bytes([0xFE, i]))
 
 
 def header(tensors: dict[str, object], data: int) -> bytes:

@@ -24,7 +24,8 @@ void ck_retype(struct ck_tensor *t, const char *dtype, int rank, const int64_t *
     int64_t shape_copy[10];
     size_t n = dtype_size(dtype);
 
-    memcpy(shape_copy, shape, (size_t)rank * sizeof *shape); /* may be t's own */
+    for (int i = 0; i < rank; i++)
+        shape_copy[i] = shape[i]; /* may be t's own */
     memmove(t->dtype, dtype, strlen(dtype) + 1); /* and so may dtype */
     t->rank = rank;
     for (int i = 0; i < rank; i++) {
@@ -44,7 +45,7 @@ struct ck_tensor *ck_add(struct ck *c, const char *name, const char *dtype, int 
 {
     struct ck_tensor *t = &c->tensor[c->n_tensors++];
 
-    CHECK(c->n_tensors <= 160);
+    CHECK(c->n_tensors <= 300);
     memset(t, 0, sizeof *t);
     snprintf(t->name, sizeof t->name, "%s", name);
     t->shard = 1;
@@ -191,6 +192,58 @@ void ck_remove(struct ck *c, const char *name)
     CHECK(t);
     free(t->data);
     memmove(t, t + 1, (size_t)(&c->tensor[--c->n_tensors] - t) * sizeof *t);
+}
+
+/* ---- fp8 */
+
+const char *const ck_quantization[CK_FORMATS] = {
+    "{\"quant_method\": \"fp8\", \"activation_scheme\": \"static\", \"ignored_layers\": [\"lm_head\"], \"kv_cache_scheme\": \"static\"}",
+    "{\"quant_method\": \"compressed-tensors\", \"format\": \"float-quantized\", \"quantization_status\": \"compressed\", "
+    "\"ignore\": [\"lm_head\", \"re:.*mlp\\\\.gate$\"], \"kv_cache_scheme\": null, \"config_groups\": {\"group_0\": {\"targets\": [\"Linear\"], "
+    "\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"symmetric\": true, \"strategy\": \"channel\", \"dynamic\": false}, "
+    "\"input_activations\": {\"num_bits\": 8, \"type\": \"float\", \"dynamic\": true}}}}",
+    "{\"quant_method\": \"fp8\", \"fmt\": \"e4m3\", \"activation_scheme\": \"dynamic\", \"weight_block_size\": [128, 128]}",
+};
+
+void ck_set_floats(struct ck_tensor *t, float value)
+{
+    size_t size = dtype_size(t->dtype);
+
+    for (size_t i = 0; i < t->bytes; i += size)
+        memcpy(t->data + i, (const char *)&value + sizeof value - size, size); /* BF16 is the upper half */
+}
+
+void ck_quantize(struct ck *c, enum ck_format format)
+{
+    int n = c->n_tensors;
+
+    ck_set(c, "quantization_config", ck_quantization[format]);
+    for (int i = 0; i < n; i++) {
+        struct ck_tensor *t = &c->tensor[i], *scale;
+        int64_t shape[2] = {format == CK_BLOCK ? (t->shape[0] + 127) / 128 : format == CK_ROW ? t->shape[0] : 1,
+                            format == CK_BLOCK ? (t->shape[1] + 127) / 128 : 1};
+        char name[128];
+
+        if (t->rank != 2 || !strstr(t->name, "_proj"))
+            continue;
+        ck_retype(t, "F8_E4M3", 2, t->shape);
+        snprintf(name, sizeof name, "%s_scale%s", t->name, format == CK_BLOCK ? "_inv" : "");
+        scale = ck_add(c, name, format == CK_ROW ? "BF16" : "F32", format == CK_TENSOR ? i % 2 : 2, shape);
+        for (size_t k = 0; k < scale->bytes; k += dtype_size(scale->dtype)) {
+            uint32_t bits = 0x3C000000 + (noise = noise * 1664525 + 1013904223) % 128 * 0x10000;
+
+            memcpy(scale->data + k, (const char *)&bits + sizeof bits - dtype_size(scale->dtype), dtype_size(scale->dtype));
+        }
+        if (format == CK_TENSOR && i % 3) { /* experts that saw no token have none */
+            snprintf(name, sizeof name, "%.*s.input_scale", (int)(strlen(t->name) - strlen(".weight")), t->name);
+            ck_add(c, name, "F32", i % 2, shape);
+        }
+    }
+    if (format == CK_TENSOR) {
+        ck_add(c, "model.layers.0.self_attn.k_scale", "F32", 0, NULL);
+        ck_add(c, "model.layers.2.self_attn.v_scale", "F32", 1, (const int64_t[]){1});
+        ck_add(c, "model.layers.1.self_attn.kv_b_proj.k_scale", "F32", 0, NULL);
+    }
 }
 
 /* ---- Files */

@@ -22,7 +22,7 @@ struct ck {
         char key[64], value[512];
     } key[64]; /* config.json, in order; "rope_scaling.factor" is a member of an object */
     int n_keys;
-    struct ck_tensor tensor[160];
+    struct ck_tensor tensor[300];
     int n_tensors, n_shards; /* 0 shards: model.safetensors */
     int header_rest;         /* of the header's length divided by 8: 0 aligns the data section */
 };
@@ -46,6 +46,12 @@ struct ck_tensor *ck_find(struct ck *c, const char *name);
 void ck_remove(struct ck *c, const char *name);
 struct ck_tensor *ck_add(struct ck *c, const char *name, const char *dtype, int rank, const int64_t *shape);
 void ck_retype(struct ck_tensor *t, const char *dtype, int rank, const int64_t *shape); /* new random data */
+
+/* Make every linear layer but the head and the router fp8, as one of the three formats has it. */
+enum ck_format { CK_TENSOR /* AutoFP8, static */, CK_ROW /* compressed-tensors, scales in BF16 */, CK_BLOCK, CK_FORMATS };
+extern const char *const ck_quantization[CK_FORMATS]; /* its quantization_config */
+void ck_quantize(struct ck *c, enum ck_format format);
+void ck_set_floats(struct ck_tensor *t, float value); /* of type F32 or BF16; all elements */
 
 /* The files that c stands for. */
 void ck_build(const struct ck *c, struct ck_files *out);

@@ -1,6 +1,7 @@
 /* Broken checkpoints: each must be refused with the right status and a message that names file, field and value, through every way
  * of loading, with nothing left in memory.
  * SPDX-License-Identifier: MIT */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -140,7 +141,6 @@ static void test_other_keys(void **state)
         {"attention_bias", "true", "true", DSV2_ERR_UNSUPPORTED},
         {"mlp_bias", "true", "true", DSV2_ERR_UNSUPPORTED},
         {"dtype", "\"float32\"", "bfloat16", DSV2_ERR_FORMAT},
-        {"quantization_config", "{\"quant_method\": \"fp8\"}", "\"fp8\"", DSV2_ERR_UNSUPPORTED},
         {"quantization_config", "{}", "absent", DSV2_ERR_UNSUPPORTED},
         {"quantization_config", "{\"quant_method\": 3}", "3", DSV2_ERR_FORMAT},
         {"quantization_config", "7", "7", DSV2_ERR_FORMAT},
@@ -485,7 +485,7 @@ static void test_unknown_tensors(void **state)
         {"model.layers.1.mlp.gate_proj.weight", 2, {10, 8}}, {"model.layers.0.mlp.gate.weight", 2, {8, 8}},
         {"model.layers.1.mlp.gate.e_score_correction_bias", 1, {8}}, {"model.layers.2.eh_proj.weight", 2, {8, 16}},
         {"lm_head.bias", 1, {11}}, {"", 0, {0}}, {"model.layers.01.input_layernorm.weight", 1, {8}},
-        {"model.layers.1.mlp.experts.down_proj", 3, {8, 8, 6}}, {"model.layers.1.self_attn.kv_b_proj.weight_scale", 0, {0}},
+        {"model.layers.1.mlp.experts.down_proj", 3, {8, 8, 6}}, {"model.layers.1.self_attn.kv_b_proj.input_scale", 0, {0}},
     };
     struct ck c;
     struct ck_files f;
@@ -542,6 +542,166 @@ static void test_fused_experts(void **state)
         snprintf(name, sizeof name, "model.layers.1.mlp.experts.%s", cases[i].name);
         refuse(&f, name, cases[i].type[0] == 'U' ? DSV2_ERR_UNSUPPORTED : DSV2_ERR_FORMAT, "model.safetensors: ", name,
                cases[i].shown, NULL);
+        ck_files_free(&f);
+        ck_free(&c);
+    }
+}
+
+/* ---- fp8 weights */
+
+/* Each quantization_config with a piece of its text replaced. */
+static void test_quantization_config(void **state)
+{
+    static const struct {
+        enum ck_format format;
+        const char *old, *new, *needles[2];
+        dsv2_status status;
+    } cases[] = {
+#define NO DSV2_ERR_UNSUPPORTED
+        {CK_TENSOR, "\"fp8\"", "\"awq\"", {"quant_method", "\"awq\""}, NO},
+        {CK_TENSOR, "\"fp8\"", "\"gptq\"", {"quant_method", "\"gptq\""}, NO},
+        {CK_TENSOR, "\"fp8\"", "\"bitsandbytes\"", {"quant_method", "\"bitsandbytes\""}, NO},
+        {CK_TENSOR, "\"fp8\"", "null", {"quant_method", "null"}, NO},
+        {CK_TENSOR, "\"static\"", "\"token\"", {"activation_scheme", "\"token\""}, NO},
+        {CK_TENSOR, "\"static\"", "7", {"activation_scheme", "7"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "[\"lm_head\"]", "\"lm_head\"", {"ignored_layers", "\"lm_head\""}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "[\"lm_head\"]", "[\"lm_head\", 3]", {"ignored_layers[1]", "3"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "[\"lm_head\"]", "[], \"modules_to_not_convert\": []", {"modules_to_not_convert", "ignored_layers"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "\"lm_head\"", "\"model.layers.1.self_attn.o_proj\"",
+         {"ignored_layers: \"model.layers.1.self_attn.o_proj\"", "names model.layers.1.self_attn.o_proj"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "\"lm_head\"", "\"re:.*experts\\\\.[3-5]\\\\.up\"", {"re:.*experts", "names model.layers.1.mlp.experts.3.up_proj"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "\"lm_head\"", "\"re:(\"", {"ignored_layers[0]", "regular expression"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "\"lm_head\"", "\"re:(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)[!?]$\"", {"ignored_layers: \"re:", "takes too long on model"},
+         DSV2_ERR_LIMIT},
+        {CK_BLOCK, "\"e4m3\"", "\"e5m2\"", {"fmt", "\"e5m2\""}, NO},
+        {CK_BLOCK, "[128, 128]", "[64, 128]", {"weight_block_size", "[64, 128]"}, NO},
+        {CK_BLOCK, "[128, 128]", "[128, 64]", {"weight_block_size", "[128, 64]"}, NO},
+        {CK_BLOCK, "[128, 128]", "[128]", {"weight_block_size", "[...]"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, "[128, 128]", "[128, 128, 128]", {"weight_block_size", "[...]"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, "[128, 128]", "[128, \"128\"]", {"weight_block_size", "[...]"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, "[128, 128]", "128", {"weight_block_size", "128"}, DSV2_ERR_FORMAT},
+        {CK_ROW, "\"float-quantized\"", "\"pack-quantized\"", {"format", "\"pack-quantized\""}, NO},
+        {CK_ROW, "\"format\": \"float-quantized\", ", "", {"format", "absent"}, NO},
+        {CK_ROW, "\"compressed\"", "\"frozen\"", {"quantization_status", "\"frozen\""}, NO},
+        {CK_ROW, "\"kv_cache", "\"sparsity_config\": {\"format\": \"sparse-24\"}, \"kv_cache", {"sparsity_config", "{...}"}, NO},
+        {CK_ROW, "\"kv_cache", "\"transform_config\": [], \"kv_cache", {"transform_config", "[...]"}, NO},
+        {CK_ROW, "\"config_groups\"", "\"groups\"", {"config_groups", "absent"}, DSV2_ERR_FORMAT},
+        {CK_ROW, "\"group_0\": {", "\"group_0\": 5, \"group_1\": {", {"config_groups.group_0", "not an object"}, DSV2_ERR_FORMAT},
+        {CK_ROW, "\"targets\": [\"Linear\"]", "\"targets\": \"Linear\"", {"config_groups.group_0.targets", "\"Linear\""}, DSV2_ERR_FORMAT},
+        {CK_ROW, "\"targets\"", "\"format\": \"int-quantized\", \"targets\"", {"config_groups.group_0.format", "\"int-quantized\""}, NO},
+        {CK_ROW, "\"weights\"", "\"weight\"", {"config_groups.group_0.weights", "absent"}, DSV2_ERR_FORMAT},
+        {CK_ROW, "\"num_bits\": 8", "\"num_bits\": 4", {"config_groups.group_0.weights.num_bits", "4"}, NO},
+        {CK_ROW, "\"type\": \"float\"", "\"type\": \"int\"", {"config_groups.group_0.weights.type", "\"int\""}, NO},
+        {CK_ROW, "\"symmetric\": true", "\"symmetric\": false", {"weights.symmetric", "false"}, NO},
+        {CK_ROW, "\"dynamic\": false", "\"dynamic\": true", {"weights.dynamic", "true"}, NO},
+        {CK_ROW, "\"channel\"", "\"group\"", {"weights.strategy", "\"group\""}, NO},
+        {CK_ROW, "\"config_groups\": {", "\"config_groups\": {\"a\": {\"targets\": [], \"weights\": {\"type\": \"float\", \"strategy\": \"tensor\"}}, ",
+         {"config_groups.group_0.weights.strategy", "\"channel\""}, NO},
+        {CK_ROW, "\"lm_head\"", "\"re:model\"", {"ignore: \"re:model\"", "names model.layers.0"}, DSV2_ERR_FORMAT},
+#undef NO
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct ck c;
+        struct ck_files f;
+
+        ck_init(&c, 'A');
+        ck_quantize(&c, cases[i].format);
+        ck_build(&c, &f);
+        ck_replace(&f, "config.json", cases[i].old, cases[i].new);
+        refuse(&f, cases[i].new, cases[i].status, "config.json: quantization_config.", cases[i].needles[0], cases[i].needles[1], NULL);
+        ck_files_free(&f);
+        ck_free(&c);
+    }
+}
+
+/* Scales that are missing, of another shape or type, or no scales; and such that belong to nothing. */
+static void test_scales(void **state)
+{
+#define KV_B "model.layers.1.self_attn.kv_b_proj."
+#define UP "model.layers.2.mlp.experts.7.up_proj."
+    static const struct {
+        enum ck_format format;
+        const char *tensor, *dtype; /* dtype NULL: remove it */
+        int rank;
+        int64_t shape[3];
+        float value; /* 0: keep random ones */
+        const char *needles[2];
+        dsv2_status status;
+    } cases[] = {
+        {CK_TENSOR, KV_B "weight_scale", NULL, 0, {0}, 0, {"missing", KV_B "weight is F8_E4M3"}, DSV2_ERR_FORMAT},
+        {CK_ROW, UP "weight_scale", NULL, 0, {0}, 0, {"missing", UP "weight is F8_E4M3"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, UP "weight_scale_inv", NULL, 0, {0}, 0, {"missing", UP "weight is F8_E4M3"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 1, {2}, 1, {"shape", "is [2]"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 2, {18, 1}, 1, {"shape", "is [18, 1]"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F16", 1, {1}, 1, {"dtype", "F16"}, DSV2_ERR_UNSUPPORTED},
+        {CK_TENSOR, KV_B "weight_scale", "F8_E4M3", 1, {1}, 0, {"dtype", "F8_E4M3"}, DSV2_ERR_UNSUPPORTED},
+        {CK_TENSOR, KV_B "weight_scale", "F64", 1, {1}, 0, {"dtype", "F64"}, DSV2_ERR_UNSUPPORTED},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 1, {1}, -0.5f, {"element 0", "is -0.5"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 1, {1}, -0.0f, {"element 0", "is "}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 1, {1}, INFINITY, {"element 0", "is inf"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 0, {0}, NAN, {"element 0", "nan"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale", "F32", 0, {0}, 1e36f, {"element 0", "is 1e+36"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, UP "input_scale", "F32", 1, {3}, 1, {"shape", "is [3]"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, UP "input_scale", "I32", 1, {1}, 0, {"dtype", "I32"}, DSV2_ERR_UNSUPPORTED},
+        {CK_TENSOR, "model.layers.0.self_attn.k_scale", "F32", 1, {9}, 1, {"shape", "is [9]"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "model.layers.0.self_attn.q_scale", "F32", 0, {0}, 1, {"F32", "no tensor of this name"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "lm_head.input_scale", "F32", 0, {0}, 1, {"F32", "no tensor of this name"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, "lm_head.weight_scale", "F32", 0, {0}, 1, {"F32", "lm_head.weight is BF16"}, DSV2_ERR_FORMAT},
+        {CK_TENSOR, KV_B "weight_scale_inv", "F32", 0, {0}, 1, {"F32", "no tensor of this name"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, "model.layers.1.mlp.gate.weight_scale_inv", "F32", 0, {0}, 1, {"F32", "mlp.gate.weight is BF16"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, UP "weight_scale_inv", "F32", 2, {2, 1}, 1, {"must be [1, 1]", "is [2, 1]"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, UP "weight_scale_inv", "F32", 2, {1, 2}, 1, {"must be [1, 1]", "is [1, 2]"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, UP "weight_scale_inv", "F32", 1, {1}, 1, {"must be [1, 1]", "is [1]"}, DSV2_ERR_FORMAT},
+        {CK_BLOCK, UP "weight_scale_inv", "F8_E8M0", 2, {1, 1}, 0, {"dtype", "F8_E8M0"}, DSV2_ERR_UNSUPPORTED},
+        {CK_ROW, KV_B "weight_scale", "BF16", 2, {17, 1}, 1, {"must be [18, 1]", "is [17, 1]"}, DSV2_ERR_FORMAT},
+        {CK_ROW, KV_B "weight_scale", "BF16", 2, {1, 18}, 1, {"must be [18, 1]", "is [1, 18]"}, DSV2_ERR_FORMAT},
+        {CK_ROW, KV_B "weight_scale", "BF16", 1, {18}, 1, {"must be [18, 1]", "is [18]"}, DSV2_ERR_FORMAT},
+        {CK_ROW, KV_B "weight_scale", "BF16", 2, {18, 1}, INFINITY, {"element 0", "is inf"}, DSV2_ERR_FORMAT},
+        {CK_ROW, KV_B "weight", "F8_E5M2", 2, {18, 5}, 0, {"dtype", "F8_E5M2"}, DSV2_ERR_UNSUPPORTED},
+        {CK_ROW, KV_B "weight", "BF16", 2, {18, 5}, 0, {"weight_scale", "weight is BF16"}, DSV2_ERR_FORMAT},
+        {CK_ROW, "model.norm.weight", "F8_E4M3", 1, {8}, 0, {"dtype", "F8_E4M3"}, DSV2_ERR_UNSUPPORTED},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct ck_tensor *t;
+        struct ck c;
+        struct ck_files f;
+        char what[200];
+
+        ck_init(&c, 'A');
+        ck_quantize(&c, cases[i].format);
+        t = ck_find(&c, cases[i].tensor);
+        if (!cases[i].dtype)
+            ck_remove(&c, cases[i].tensor);
+        else if (t)
+            ck_retype(t, cases[i].dtype, cases[i].rank, cases[i].shape);
+        else
+            t = ck_add(&c, cases[i].tensor, cases[i].dtype, cases[i].rank, cases[i].shape);
+        if (cases[i].dtype && (cases[i].value != 0 || signbit(cases[i].value)))
+            ck_set_floats(t, cases[i].value);
+        ck_build(&c, &f);
+        snprintf(what, sizeof what, "%d: %s", (int)i, cases[i].tensor);
+        refuse(&f, what, cases[i].status, "model.safetensors: ", cases[i].tensor, cases[i].needles[0], cases[i].needles[1], NULL);
+        ck_files_free(&f);
+        ck_free(&c);
+    }
+    /* fp8 without a word about it, and in a tensor of all experts */
+    for (int fused = 0; fused < 2; fused++) {
+        struct ck c;
+        struct ck_files f;
+
+        ck_init(&c, 'A');
+        ck_quantize(&c, CK_TENSOR);
+        if (fused)
+            ck_add(&c, "model.layers.1.mlp.experts.gate_up_proj", "F8_E4M3", 3, (const int64_t[]){8, 12, 8});
+        else
+            ck_set(&c, "quantization_config", NULL);
+        ck_build(&c, &f);
+        refuse(&f, fused ? "fused" : "no quantization_config", DSV2_ERR_UNSUPPORTED, "model.safetensors: ",
+               fused ? "experts.gate_up_proj" : "model.layers.0.self_attn.q_a_proj.weight", "F8_E4M3", fused ? NULL : "quantization_config", NULL);
         ck_files_free(&f);
         ck_free(&c);
     }
@@ -852,7 +1012,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_integers), cmocka_unit_test(test_other_keys), cmocka_unit_test(test_combinations),
         cmocka_unit_test(test_contradicting_rope), cmocka_unit_test(test_json), cmocka_unit_test(test_generation),
-        cmocka_unit_test(test_tensors), cmocka_unit_test(test_unknown_tensors), cmocka_unit_test(test_fused_experts),
+        cmocka_unit_test(test_tensors), cmocka_unit_test(test_unknown_tensors), cmocka_unit_test(test_fused_experts), cmocka_unit_test(test_quantization_config), cmocka_unit_test(test_scales),
         cmocka_unit_test(test_safetensors), cmocka_unit_test(test_index), cmocka_unit_test(test_missing_files), cmocka_unit_test(test_tokenizer_files),
     };
 

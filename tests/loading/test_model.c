@@ -28,6 +28,34 @@ static dsv2_model *load(struct ck_files *f, int way)
 
 /* ---- Weights */
 
+/* The scales of an fp8 weight, which the tensor has as F32 or BF16. */
+static void assert_scales(const struct dsv2i_weight *w, struct ck *c, const char *name)
+{
+    int64_t n = (int64_t)((w->rows - 1) / w->scale_rows + 1) * ((w->cols - 1) / w->scale_cols + 1);
+    const struct ck_tensor *t;
+    char scale[160];
+    size_t size;
+
+    snprintf(scale, sizeof scale, "%s_scale", name);
+    t = ck_find(c, scale);
+    assert_int_equal(w->scale_cols, t ? w->cols : 128);
+    assert_int_equal(w->scale_rows, !t ? 128 : strcmp(t->dtype, "F32") == 0 ? w->rows : 1);
+    if (!t) {
+        strcat(scale, "_inv");
+        t = ck_find(c, scale);
+    }
+    assert_non_null(t);
+    size = strcmp(t->dtype, "F32") == 0 ? 4 : 2;
+    assert_int_equal(t->bytes, (size_t)n * size);
+    assert_true((uintptr_t)w->scale % sizeof *w->scale == 0);
+    for (int64_t i = 0; i < n; i++) {
+        unsigned char wanted[4] = {0};
+
+        memcpy(wanted + 4 - size, t->data + (size_t)i * size, size);
+        assert_memory_equal(&w->scale[i], wanted, 4);
+    }
+}
+
 static void assert_matrix(const struct dsv2i_weight *w, struct ck *c, const char *format, ...)
 {
     const struct ck_tensor *t;
@@ -41,7 +69,10 @@ static void assert_matrix(const struct dsv2i_weight *w, struct ck *c, const char
     assert_non_null(t);
     assert_int_equal(w->rows, t->shape[0]);
     assert_int_equal(w->cols, t->shape[1]);
-    assert_int_equal(w->dtype, strcmp(t->dtype, "BF16") == 0 ? DSV2I_BF16 : strcmp(t->dtype, "F16") == 0 ? DSV2I_F16 : DSV2I_F32);
+    assert_int_equal(w->dtype, strcmp(t->dtype, "BF16") == 0 ? DSV2I_BF16 : strcmp(t->dtype, "F16") == 0 ? DSV2I_F16
+                                  : strcmp(t->dtype, "F32") == 0 ? DSV2I_F32 : DSV2I_F8_E4M3);
+    if (w->dtype == DSV2I_F8_E4M3)
+        assert_scales(w, c, name);
     assert_true((uintptr_t)w->data % dsv2i_dtype_size(w->dtype) == 0);
     if (memcmp(w->data, t->data, t->bytes) != 0)
         fail_msg("%s: other bytes", name);
@@ -313,6 +344,69 @@ static void test_variants(void **state)
         snprintf(name, sizeof name, "model.layers.%d.self_attn.rotary_emb.inv_freq", l);
         ck_add(&c, name, "F32", 1, (int64_t[]){2});
     }
+    load_and_compare(&c, 1);
+    ck_free(&c);
+}
+
+/* The three formats of fp8, also with the header's length odd, so that nothing is aligned. */
+static void test_fp8(void **state)
+{
+    struct ck c;
+
+    (void)state;
+    for (int format = 0; format < CK_FORMATS; format++)
+        for (int rest = 0; rest < 8; rest++) {
+            ck_init(&c, rest % 2 ? 'B' : 'A');
+            ck_quantize(&c, (enum ck_format)format);
+            c.header_rest = rest;
+            load_and_compare(&c, 1);
+            ck_free(&c);
+        }
+}
+
+/* What is quantized is seen from the tensors: a head with scales, an expert without, a list of names that says no more than that. */
+static void test_fp8_mixtures(void **state)
+{
+    static const char *const configs[][2] = {
+        {"strategy\": \"channel", "strategy\": \"channel"}, {"\"ignore\": [", "\"ignore\": null, \"Ignore\": ["},
+        {"\"lm_head\"", "\"model.layers.1.mlp.experts.2.up_proj\", \"head\", \"re:lm\", \"re:mlp\""},
+        {"\"quantization_status\": \"compressed\"", "\"sparsity_config\": {}, \"transform_config\": null"},
+        {"{\"targets\"", "{\"format\": \"float-quantized\", \"targets\""}, {"\"strategy\": \"channel\", ", "\"strategy\": \"channel\", \"group_size\": null, "},
+        {"\"symmetric\": true, ", ""}, {", \"dynamic\": false", ""},
+    };
+    struct ck c;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+        struct ck_tensor *expert;
+        struct ck_files f;
+        dsv2_model *m;
+
+        ck_init(&c, 'A');
+        ck_quantize(&c, CK_ROW);
+        expert = ck_find(&c, "model.layers.1.mlp.experts.2.up_proj.weight");
+        ck_retype(expert, "F16", 2, expert->shape);
+        ck_remove(&c, "model.layers.1.mlp.experts.2.up_proj.weight_scale");
+        ck_build(&c, &f);
+        ck_replace(&f, "config.json", configs[i][0], configs[i][1]);
+        m = load(&f, CK_MMAP);
+        assert_weights(m, &c, 1);
+        dsv2_model_free(m);
+        ck_files_free(&f);
+        ck_free(&c);
+    }
+    /* a config.json that was left as it was when the weights became bf16 again */
+    ck_init(&c, 'A');
+    ck_set(&c, "quantization_config", ck_quantization[CK_BLOCK]);
+    load_and_compare(&c, 1);
+    ck_set(&c, "quantization_config", "null");
+    load_and_compare(&c, 1);
+    ck_free(&c);
+    ck_init(&c, 'A');
+    ck_quantize(&c, CK_BLOCK);
+    ck_set(&c, "quantization_config", "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"modules_to_not_convert\": [\"gate\"]}");
+    ck_retype(ck_find(&c, "lm_head.weight"), "F8_E4M3", 2, ck_find(&c, "lm_head.weight")->shape);
+    ck_set_floats(ck_add(&c, "lm_head.weight_scale_inv", "F32", 2, (const int64_t[]){1, 1}), 0.5f);
     load_and_compare(&c, 1);
     ck_free(&c);
 }
@@ -827,7 +921,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain), cmocka_unit_test(test_sharded), cmocka_unit_test(test_types),
         cmocka_unit_test(test_norm_values), cmocka_unit_test(test_misaligned), cmocka_unit_test(test_fused_experts),
-        cmocka_unit_test(test_variants), cmocka_unit_test(test_inspect_releases), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_variants), cmocka_unit_test(test_fp8), cmocka_unit_test(test_fp8_mixtures), cmocka_unit_test(test_inspect_releases), cmocka_unit_test(test_memory),
         cmocka_unit_test(test_info), cmocka_unit_test(test_progress), cmocka_unit_test(test_shrinking),
         cmocka_unit_test(test_read_is_a_copy), cmocka_unit_test(test_template_file),
         cmocka_unit_test(test_unknown_template_file), cmocka_unit_test(test_reader_errors), cmocka_unit_test(test_params),

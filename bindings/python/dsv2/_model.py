@@ -157,7 +157,7 @@ class ModelInfo:
     active_parameters: int  #: used per token
     weight_bytes: int
     kv_elements_per_token: int
-    weight_dtype: str  #: of most weights: "BF16", "F16", "F32"
+    weight_dtype: str  #: of most weights: "BF16", "F16", "F32", "F8_E4M3"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@
 
 #include <cjson/cJSON.h>
 
+/* Those of fp8 weights are here, too: the truth has the same weights. */
 static const char *const f32_models[] = {"spec-a", "spec-b", "spec-c", "v2", "v25", "lite", "null-rope", "ties", "rare", "v5",
+    "fp8-tensor", "fp8-channel", "fp8-block",
 #ifndef SANITIZED /* minutes there, for code that the others run, too */
                                          "long"
 #endif
@@ -343,6 +345,13 @@ static void cuts_bf16(void **state)
     check_cuts("production-heads", DSV2_KV_BF16);
 }
 
+static void cuts_fp8(void **state)
+{
+    check_cuts("fp8-tensor", DSV2_KV_BF16);
+    check_cuts("fp8-channel", DSV2_KV_F32);
+    check_cuts("fp8-block", DSV2_KV_BF16);
+}
+
 /* The other forms: the same bits for any number of threads, and close to the absorbed form however a prompt is cut. */
 static void expanded_threads(void **state)
 {
@@ -378,7 +387,7 @@ static void expanded_threads(void **state)
 
 static void greedy(void **state)
 {
-    static const char *const names[] = {"v2", "v25", "lite", "null-rope"};
+    static const char *const names[] = {"v2", "v25", "lite", "null-rope", "fp8-tensor", "fp8-channel", "fp8-block"};
     dsv2_context *ctx = open_context(2);
 
     for (size_t m = 0; m < COUNT(names); m++) {
@@ -410,7 +419,7 @@ static void greedy(void **state)
 /* Scores are log_softmax of the right logits, in which they are computed apart from the others. */
 static void scores(void **state)
 {
-    static const char *const names[] = {"v2", "v25", "lite", "null-rope"};
+    static const char *const names[] = {"v2", "v25", "lite", "null-rope", "fp8-tensor", "fp8-channel", "fp8-block"};
     dsv2_context *ctx = open_context(2);
 
     for (size_t m = 0; m < COUNT(names); m++) {
@@ -507,7 +516,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32), cmocka_unit_test(published), cmocka_unit_test(softmax_scales), cmocka_unit_test(bf16),
-        cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(expanded_threads),
+        cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(cuts_fp8), cmocka_unit_test(expanded_threads),
         cmocka_unit_test(greedy), cmocka_unit_test(scores), cmocka_unit_test(wrong_rules), cmocka_unit_test(spellings),
     };
 

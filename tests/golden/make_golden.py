@@ -23,22 +23,14 @@ from safetensors.torch import save_file
 from transformers import DeepseekV2ForCausalLM
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as modeling
 
-from check_reference import IDS, LOGITS, YARN, spec_config, spec_tensors, tensor_shapes
+from check_reference import IDS, LOGITS, YARN, spec_config, spec_tensors
+from fixtures import V2, YARN_32, Expected, choose_ids, greedy, positions_of, random_tensors
 from reference import Array, Config, Model, Rules, Trace, softmax_scale
 
 HERE = Path(__file__).parent
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
-# A short original context, so that a short sequence runs past it.
-YARN_32 = YARN | {"original_max_position_embeddings": 32}
-V2: Config = spec_config("a") | {
-    "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 8, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 32, "num_experts_per_tok": 6, "n_group": 8,
-    "topk_group": 3, "routed_scaling_factor": 16.0, "rope_scaling": YARN_32, "max_position_embeddings": 1280,
-    "bos_token_id": 0, "eos_token_id": 1,
-}
 LITE: Config = V2 | {
     "q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
     "n_routed_experts": 16, "moe_intermediate_size": 12, "vocab_size": 128,
@@ -118,23 +110,6 @@ FIXTURES: dict[str, Fixture] = {
 
 # Weights --------------------------------------------------------------------------------------------------------------
 
-def random_tensors(config: Config, seed: int) -> dict[str, Array]:
-    """Scaled so that attention is not flat, routed and shared experts weigh alike, and logits have a spread of about 2."""
-    gains = {"embed_tokens": 0.0, "q_proj": 1.3, "q_b_proj": 1.3, "mlp.gate": 2.0, "lm_head": 2.0}
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, shape in tensor_shapes(config).items():
-        stem = name.removesuffix(".weight")
-        if "norm" in stem:
-            tensors[name] = rng.uniform(0.7, 1.3, shape)
-            continue
-        gain = next((g for end, g in gains.items() if stem.endswith(end)), 1.0)
-        if "mlp.experts" in stem and stem.endswith("down_proj"):
-            gain = 4.0 / config["routed_scaling_factor"] if config["routed_scaling_factor"] > 1 else 1.5
-        tensors[name] = rng.normal(size=shape) * (gain / shape[1] ** 0.5 if gain else 1.0)
-    return tensors
-
-
 def tie_routers(config: Config, tensors: dict[str, Array]) -> None:
     """Layer 1: six groups with the same four rows, turned by one from group to group. Layer 2: even groups share four
     rows, odd groups share others. Layer 3: all experts equal. So equal scores stand at the border of every choice."""
@@ -174,38 +149,6 @@ def tie_margin(p: Array) -> Array:
     """Per token, the smallest log ratio of two different probabilities."""
     gaps = np.diff(np.sort(np.log(p), 1), axis=1)
     return np.where(gaps == 0, np.inf, gaps).min(1)
-
-
-def choose_ids(model: Model, fixture: Fixture) -> list[int]:
-    """Random tokens, but none at which a route hangs on less than the margin. The model is causal: replacing the first
-    such token leaves everything before it as it was."""
-    rng = np.random.default_rng(fixture.seed + 1000)
-    vocab = model.config["vocab_size"]
-    ids = [model.config["bos_token_id"], *rng.integers(2, vocab, fixture.tokens - 1).tolist()]
-    while True:
-        trace = Trace()
-        model.forward(ids, trace)
-        close = np.flatnonzero(np.min(list(trace.margin.values()), 0) < fixture.margin)
-        if not close.size:
-            return ids
-        ids[close[0]] = int(rng.integers(2, vocab))
-
-
-def positions_of(tokens: int) -> list[int]:
-    wanted = {0, 1, 2, 3, 15, 16, 31, 32, 33, 48, 62, 63, 64, 65, 79, 80, 100, 126, 127, 128, 129, 2048, 4031, 4032, 4094, 4095, 4096,
-              4097, 4200, tokens - 2, tokens - 1}
-    return sorted(p for p in wanted if p < tokens)
-
-
-def greedy(model: Model, ids: list[int], count: int) -> tuple[list[int], float]:
-    """Continuation by the largest logit, and the smallest lead of a chosen token over the next best."""
-    out, lead = list(ids), np.inf
-    for _ in range(count):
-        row = model.forward(out)[-1]
-        order = np.argsort(-row, kind="stable")
-        lead = min(lead, float(row[order[0]] - row[order[1]]))
-        out.append(int(order[0]))
-    return out[len(ids):], lead
 
 
 # Hugging Face Transformers --------------------------------------------------------------------------------------------
@@ -258,28 +201,6 @@ def mean_kl(x: Array, reference: Array) -> float:
 
 # Expectations ---------------------------------------------------------------------------------------------------------
 
-class Expected:
-    """expected.bin: arrays one after another, each at a multiple of 64 bytes; expected.json says where and what."""
-
-    def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
-        self.arrays: dict[str, Any] = {}
-        self.data = bytearray()
-
-    def add(self, name: str, array: Array, dtype: str = "f64") -> None:
-        array = np.ascontiguousarray(array, {"f64": "<f8", "f32": "<f4", "i32": "<i4"}[dtype])
-        self.data += bytes(-len(self.data) % 64)
-        self.arrays[name] = {"dtype": dtype, "shape": list(array.shape), "offset": len(self.data)}
-        self.data += array.tobytes()
-
-    def write(self, folder: Path) -> None:
-        (folder / "expected.bin").write_bytes(self.data)
-        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in self.facts.items()]
-        arrays = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in self.arrays.items()]
-        lines.append(' "arrays": {\n' + ",\n".join(arrays) + "\n }")
-        (folder / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def make(name: str, fixture: Fixture) -> None:
     folder, spec = HERE / name, name.startswith("spec-")
     tensors = spec_tensors(fixture.config) if spec else random_tensors(fixture.config, fixture.seed)
@@ -292,7 +213,7 @@ def make(name: str, fixture: Fixture) -> None:
         hf.save_pretrained(folder, save_original_format=fixture.resave == "separate")
 
     model = Model.load(folder)
-    ids = IDS if spec else choose_ids(model, fixture) if name != "ties" else choose_tied_ids(model, fixture)
+    ids = IDS if spec else choose_ids(model, fixture.tokens, fixture.seed, fixture.margin) if name != "ties" else choose_tied_ids(model, fixture)
     positions = list(range(len(ids))) if spec else positions_of(len(ids))
     trace = Trace()
     full = model.forward(ids, trace)

@@ -20,7 +20,17 @@ import numpy as np
 Array = np.ndarray
 Config = dict[str, Any]
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1"}
+
+
+def e4m3(code: int) -> float:
+    """1 sign, 4 exponent bits with bias 7, 3 of mantissa; no infinities, one NaN."""
+    e, m = code >> 3 & 15, code & 7
+    value = math.nan if code & 127 == 127 else (8 + m) * 2.0 ** (e - 10) if e else m * 2.0**-9
+    return -value if code & 128 else value
+
+
+E4M3 = np.array([e4m3(code) for code in range(256)])
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
@@ -36,6 +46,8 @@ def read_safetensors(path: Path) -> dict[str, Array]:
         bits = np.frombuffer(raw[8 + head + begin : 8 + head + end], DTYPES[t["dtype"]]).reshape(t["shape"])
         if t["dtype"] == "BF16":
             bits = (bits.astype(np.uint32) << 16).view(np.float32)
+        elif t["dtype"] == "F8_E4M3":
+            bits = E4M3[bits]
         tensors[name] = bits.astype(np.float64)
     return tensors
 
@@ -70,6 +82,21 @@ def unfuse_experts(tensors: dict[str, Array]) -> dict[str, Array]:
             out |= {name.removesuffix("down_proj") + f"{e}.down_proj.weight": w for e, w in enumerate(t)}
         else:
             out[name] = t
+    return out
+
+
+def dequantize(config: Config, tensors: dict[str, Array]) -> dict[str, Array]:
+    """X.weight times its scale: one for all, one per row, or one per block. Scales of activations are left out."""
+    quantization = config.get("quantization_config") or {}
+    out = {}
+    for name, t in tensors.items():
+        if name.endswith("_scale") or name.endswith("_scale_inv"):
+            continue
+        scale = tensors.get(name + "_scale", tensors.get(name + "_scale_inv"))
+        if scale is not None and scale.ndim == 2:
+            rows, cols = quantization.get("weight_block_size") or (1, t.shape[1])
+            scale = scale[np.ix_(np.arange(t.shape[0]) // rows, np.arange(t.shape[1]) // cols)]
+        out[name] = t if scale is None else t * scale
     return out
 
 
@@ -200,7 +227,7 @@ class Model:
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Model:
         config, tensors = read_checkpoint(Path(folder))
-        return cls(config, unfuse_experts(tensors), **options)
+        return cls(config, unfuse_experts(dequantize(config, tensors)), **options)
 
     def forward(self, ids: list[int], trace: Trace | None = None) -> Array:
         trace = trace or Trace()

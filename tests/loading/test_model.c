@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "checkpoint.h"
+#include "fingerprint.h"
 #include "model.h"
 
 static struct ck_heap heap;
@@ -364,6 +365,38 @@ static void test_fp8(void **state)
         }
 }
 
+/* A saved session belongs to a model with these scales. */
+static void test_fp8_fingerprint(void **state)
+{
+    struct ck c;
+
+    (void)state;
+    for (int format = 0; format < CK_FORMATS; format++) {
+        uint64_t weights[2];
+
+        ck_init(&c, 'A');
+        ck_quantize(&c, (enum ck_format)format);
+        for (int i = 0; i < 2; i++) {
+            struct ck_files f;
+            dsv2_model *m;
+
+            if (i == 1) {
+                struct ck_tensor *t = ck_find(&c, format == CK_BLOCK ? "model.layers.2.mlp.experts.7.down_proj.weight_scale_inv"
+                                                                     : "model.layers.2.mlp.experts.7.down_proj.weight_scale");
+
+                t->data[t->bytes - 1] ^= 1;
+            }
+            ck_build(&c, &f);
+            m = load(&f, CK_READ);
+            weights[i] = dsv2i_fingerprint(m).weights;
+            dsv2_model_free(m);
+            ck_files_free(&f);
+        }
+        assert_true(weights[0] != weights[1]);
+        ck_free(&c);
+    }
+}
+
 /* What is quantized is seen from the tensors: a head with scales, an expert without, a list of names that says no more than that. */
 static void test_fp8_mixtures(void **state)
 {
@@ -474,11 +507,42 @@ static void test_inspect_releases(void **state)
     }
 }
 
+/* Of config.json alone: fp8 layers take a byte per weight, ends, norms and routers two. */
+static void test_inspect_fp8(void **state)
+{
+    static const char *const folders[] = {"fp8-tensor", "fp8-channel", "fp8-block"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        dsv2_model_info alone = {.struct_size = sizeof alone}, with = {.struct_size = sizeof with};
+        dsv2_memory memory = {.struct_size = sizeof memory};
+        struct ck_files f;
+        char path[600], text[8192];
+        FILE *file;
+
+        snprintf(path, sizeof path, "%s/tests/golden/%s", TEST_ROOT, folders[i]);
+        assert_int_equal(dsv2_model_inspect(ctx, path, NULL, NULL, &with, &memory), DSV2_OK);
+        strcat(path, "/config.json");
+        file = fopen(path, "rb");
+        assert_non_null(file);
+        memset(&f, 0, sizeof f);
+        ck_put(&f, "config.json", text, fread(text, 1, sizeof text, file));
+        fclose(file);
+        assert_int_equal(dsv2_model_inspect(ctx, ck_folder(&f), NULL, NULL, &alone, &memory), DSV2_OK);
+        assert_string_equal(with.weight_dtype, "F8_E4M3");
+        assert_string_equal(alone.weight_dtype, "F8_E4M3");
+        assert_int_equal(alone.parameters, with.parameters);
+        assert_true(alone.weight_bytes < with.weight_bytes && alone.weight_bytes > with.weight_bytes * 0.95);
+        ck_files_free(&f);
+    }
+}
+
 /* What inspect says without weights is what loading takes. */
 static void test_memory(void **state)
 {
     static const char *const folders[] = {"tests/golden/production-heads", "tests/golden/lite-bf16", "tests/golden/v2",
-                                           "tests/golden/v5-fused-bf16", "examples/model"};
+                                           "tests/golden/v5-fused-bf16", "tests/golden/fp8-tensor", "tests/golden/fp8-channel",
+                                           "tests/golden/fp8-block", "examples/model"};
 
     (void)state;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
@@ -921,7 +985,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain), cmocka_unit_test(test_sharded), cmocka_unit_test(test_types),
         cmocka_unit_test(test_norm_values), cmocka_unit_test(test_misaligned), cmocka_unit_test(test_fused_experts),
-        cmocka_unit_test(test_variants), cmocka_unit_test(test_fp8), cmocka_unit_test(test_fp8_mixtures), cmocka_unit_test(test_inspect_releases), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_variants), cmocka_unit_test(test_fp8), cmocka_unit_test(test_fp8_mixtures), cmocka_unit_test(test_fp8_fingerprint),
+        cmocka_unit_test(test_inspect_releases), cmocka_unit_test(test_memory), cmocka_unit_test(test_inspect_fp8),
         cmocka_unit_test(test_info), cmocka_unit_test(test_progress), cmocka_unit_test(test_shrinking),
         cmocka_unit_test(test_read_is_a_copy), cmocka_unit_test(test_template_file),
         cmocka_unit_test(test_unknown_template_file), cmocka_unit_test(test_reader_errors), cmocka_unit_test(test_params),

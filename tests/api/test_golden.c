@@ -516,7 +516,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32), cmocka_unit_test(published), cmocka_unit_test(softmax_scales), cmocka_unit_test(bf16),
-        cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(cuts_fp8), cmocka_unit_test(expanded_threads),
+        cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(cuts_fp8),
+        cmocka_unit_test(expanded_threads),
         cmocka_unit_test(greedy), cmocka_unit_test(scores), cmocka_unit_test(wrong_rules), cmocka_unit_test(spellings),
     };
 

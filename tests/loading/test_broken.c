@@ -1012,7 +1012,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_integers), cmocka_unit_test(test_other_keys), cmocka_unit_test(test_combinations),
         cmocka_unit_test(test_contradicting_rope), cmocka_unit_test(test_json), cmocka_unit_test(test_generation),
-        cmocka_unit_test(test_tensors), cmocka_unit_test(test_unknown_tensors), cmocka_unit_test(test_fused_experts), cmocka_unit_test(test_quantization_config), cmocka_unit_test(test_scales),
+        cmocka_unit_test(test_tensors), cmocka_unit_test(test_unknown_tensors), cmocka_unit_test(test_fused_experts),
+        cmocka_unit_test(test_quantization_config), cmocka_unit_test(test_scales),
         cmocka_unit_test(test_safetensors), cmocka_unit_test(test_index), cmocka_unit_test(test_missing_files), cmocka_unit_test(test_tokenizer_files),
     };
 

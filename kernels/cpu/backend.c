@@ -57,7 +57,7 @@ static struct dsv2i_plan make_plan(const struct dsv2i_cpu *be, const struct dsv2
     p.seqs = lines(dsv2i_size_mul(rows, (size_t)shape->qk_rope_head_dim));
     p.shared = dsv2i_size_add(p.seqs, lines(dsv2i_size_mul(rows + 1, 2))); /* int32 pairs: as large as floats */
     p.threads = dsv2i_size_add(p.shared, lines(shared));
-    p.thread_bytes = lines(dsv2i_size_add(dsv2i_block_floats(), dsv2i_attend_thread_floats(shape, n_rows)));
+    p.thread_bytes = lines(dsv2i_size_add(dsv2i_block_floats(shape), dsv2i_attend_thread_floats(shape, n_rows)));
     p.total = dsv2i_size_add(p.threads, dsv2i_size_mul(p.thread_bytes, (size_t)be->pool.n_threads));
     return p;
 }
@@ -94,7 +94,7 @@ float *dsv2i_thread_scratch(const struct dsv2i_cpu *be, int32_t thread)
 
 float *dsv2i_thread_free(const struct dsv2i_cpu *be, int32_t thread)
 {
-    return dsv2i_thread_scratch(be, thread) + dsv2i_block_floats();
+    return dsv2i_thread_scratch(be, thread) + dsv2i_block_floats(be->shape);
 }
 
 /* cos and sin of a row's angles, times the multiplier: (rope / 2, 2).  Angles in double: position 163839 in fp32

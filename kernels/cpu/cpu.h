@@ -162,7 +162,7 @@ void dsv2i_pool_run(struct dsv2i_cpu *be, dsv2i_task fn, const void *arg, int32_
 /* Scratch of a thread: first what block below uses, then free for the operation from dsv2i_thread_free on. */
 float *dsv2i_thread_scratch(const struct dsv2i_cpu *be, int32_t thread);
 float *dsv2i_thread_free(const struct dsv2i_cpu *be, int32_t thread);
-size_t dsv2i_block_floats(void);
+size_t dsv2i_block_floats(const struct dsv2i_shape *shape);
 
 /* What each operation needs, in floats: of its own for one thread, and shared.  Sums saturate at SIZE_MAX. */
 size_t dsv2i_attend_thread_floats(const struct dsv2i_shape *shape, int32_t n_rows);
@@ -174,7 +174,7 @@ size_t dsv2i_size_mul(size_t a, size_t b);
 size_t dsv2i_size_add(size_t a, size_t b);
 
 /* out (m, BLOCK_COLS) = rows i0 .. i0+m-1 times weight rows j0 .. j0+n-1; m <= BLOCK_ROWS, n <= BLOCK_COLS. */
-void dsv2i_block(const struct dsv2i_cpu *be, float *out, const struct dsv2i_rows *rows, int32_t i0, int32_t m,
+void dsv2i_block(const struct dsv2i_cpu *be, int32_t thread, float *out, const struct dsv2i_rows *rows, int32_t i0, int32_t m,
                  const struct dsv2i_weight *w, int32_t j0, int32_t n);
 /* The two output blocks that a thread may use for it. */
 float *dsv2i_thread_out(const struct dsv2i_cpu *be, int32_t thread, int32_t which);

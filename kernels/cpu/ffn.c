@@ -11,8 +11,8 @@ void dsv2i_gate_up(const struct dsv2i_cpu *be, int32_t thread, float *h, const s
         for (int32_t j = j0; j < j1; j += BLOCK_COLS) {
             int32_t m = dsv2i_min(BLOCK_ROWS, n - i0), columns = dsv2i_min(BLOCK_COLS, j1 - j);
 
-            dsv2i_block(be, gate, rows, i0, m, &w->gate, j, columns);
-            dsv2i_block(be, up, rows, i0, m, &w->up, j, columns);
+            dsv2i_block(be, thread, gate, rows, i0, m, &w->gate, j, columns);
+            dsv2i_block(be, thread, up, rows, i0, m, &w->up, j, columns);
             for (int32_t i = 0; i < m; i++)
                 be->inner.silu_mul(h + (size_t)(i0 + i) * (size_t)w->gate.rows + j, gate + i * BLOCK_COLS,
                                    up + i * BLOCK_COLS, columns);

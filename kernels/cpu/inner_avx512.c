@@ -57,12 +57,26 @@ static inline vec widen_half(__m256i h, int32_t dtype)
 
 /* A 256th of what E4M3 codes stand for: as f16 the exponent's place is right, its bias 8 too small.  One more than 0x7F carries into
  * the exponent's highest bit, which no number has: so NaN is told, and made one. */
+static inline __m512i e4m3_f16(__m256i code)
+{
+    __m512i h = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(code), 7), _mm512_set1_epi16((short)0xBF80));
+    __m512i carry = _mm512_add_epi16(h, _mm512_set1_epi16(0x80));
+
+    return _mm512_or_si512(h, _mm512_and_si512(carry, _mm512_set1_epi16(0x4000)));
+}
+
 static inline vec widen_e4m3(__m128i code)
 {
-    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(code), 7), _mm256_set1_epi16((short)0xBF80));
-    __m256i carry = _mm256_add_epi16(h, _mm256_set1_epi16(0x80));
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(e4m3_f16(_mm256_castsi128_si256(code))));
+}
 
-    return _mm512_cvtph_ps(_mm256_or_si256(h, _mm256_and_si256(carry, _mm256_set1_epi16(0x4000))));
+/* Two vectors at once, which costs less. */
+static inline void v_widen_pair(vec v[2], const void *code)
+{
+    __m512i h = e4m3_f16(_mm256_loadu_si256(code));
+
+    v[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(h));
+    v[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
 }
 
 /* LANES elements; of F8_E4M3 a 256th of them. */

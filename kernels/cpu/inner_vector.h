@@ -58,11 +58,16 @@ INLINE void widen_rows(float *dst, const struct dsv2i_weight *w, int32_t dtype, 
     for (int32_t j = j0; j < j0 + n; j++, dst += w->cols) {
         const char *row = dsv2i_weight_row(w, j);
         const float *scale = dtype == DSV2I_F8_E4M3 ? dsv2i_weight_scales(w, j) : NULL;
+        int32_t step = scale ? w->scale_cols : w->cols;
 
-        for (int32_t i = 0; i < w->cols; i += LANES) {
-            vec by = scale ? scale_of(scale, i / w->scale_cols) : v_zero();
+        for (int32_t k = 0, run = 0; k < w->cols; k += step, run++) {
+            vec by = scale ? scale_of(scale, run) : v_zero();
+            int32_t end = dsv2i_min(w->cols, k + step), i = k;
 
-            v_store_n(dst + i, elements(row + (size_t)i * size_of(dtype), dtype, by, w->cols - i), w->cols - i);
+            for (; i + LANES <= end; i += LANES)
+                v_store(dst + i, elements(row + (size_t)i * size_of(dtype), dtype, by, LANES));
+            if (i < end)
+                v_store_n(dst + i, elements(row + (size_t)i * size_of(dtype), dtype, by, end - i), end - i);
         }
     }
 }
@@ -83,6 +88,16 @@ static void widen(float *dst, const struct dsv2i_weight *w, int32_t j0, int32_t 
 INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, int32_t m, const char *w, int32_t dtype,
                          const vec *scale, size_t row_bytes, int32_t n, int32_t i, int32_t k)
 {
+    for (; dtype == DSV2I_F8_E4M3 && i + 2 * LANES <= k; i += 2 * LANES)
+        UNROLL for (int32_t j = 0; j < n; j++) {
+            vec wv[2];
+
+            v_widen_pair(wv, w + (size_t)j * row_bytes + (size_t)i);
+            UNROLL for (int32_t r = 0; r < m; r++) {
+                acc[r][j] = v_fma(v_load(x[r] + i), v_mul(wv[0], scale[j]), acc[r][j]);
+                acc[r][j] = v_fma(v_load(x[r] + i + LANES), v_mul(wv[1], scale[j]), acc[r][j]);
+            }
+        }
     for (; i + LANES <= k; i += LANES) {
         vec xv[TILE_ROWS];
 

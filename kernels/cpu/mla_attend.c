@@ -173,7 +173,7 @@ static void expand(const struct dsv2i_cpu *be, int32_t thread, float *to, size_t
     for (int32_t j = 0; j < columns; j += BLOCK_COLS) {
         int32_t nj = dsv2i_min(BLOCK_COLS, columns - j);
 
-        dsv2i_block(be, out, &rows, 0, n, w, j0 + j, nj);
+        dsv2i_block(be, thread, out, &rows, 0, n, w, j0 + j, nj);
         for (int32_t i = 0; i < n; i++)
             memcpy(to + (size_t)i * ldt + j, out + i * BLOCK_COLS, (size_t)nj * sizeof *out);
     }

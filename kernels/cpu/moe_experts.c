@@ -54,7 +54,7 @@ static void down_task(struct dsv2i_cpu *be, const void *arg, int32_t task, int32
         for (int32_t j = j0; j < j1; j += BLOCK_COLS) {
             int32_t m = dsv2i_min(BLOCK_ROWS, n - i0), columns = dsv2i_min(BLOCK_COLS, j1 - j);
 
-            dsv2i_block(be, out, &rows, i0, m, w, j, columns);
+            dsv2i_block(be, thread, out, &rows, i0, m, w, j, columns);
             for (int32_t i = 0; i < m; i++)
                 memcpy(a->slot + (size_t)a->pair[first + i0 + i] * (size_t)w->rows + j, out + i * BLOCK_COLS,
                        (size_t)columns * sizeof *out);

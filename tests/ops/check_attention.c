@@ -362,7 +362,7 @@ void check_attention(void)
         for (int format = DSV2I_F8_E4M3; format < FORMATS; format++) {
             check_world(&odd, 3, (const int[]){ 5, 70, 64 }, form, DSV2I_KV_BF16, format, 4);
             check_world(&even, 3, (const int[]){ 3, 66, 2 }, form, DSV2I_KV_F32, format, 4);
-            if (!SANITIZED && format != F8_SMALL_BLOCKS)
+            if (!SANITIZED)
                 check_world(&lite, 2, (const int[]){ 20, 66 }, form, DSV2I_KV_F32, format, 2);
         }
     check_world(&v2, 2, (const int[]){ 9, 6 }, DSV2I_ABSORBED, DSV2I_KV_BF16, DSV2I_BF16, 3);

@@ -41,8 +41,10 @@ static void check_linear(int dtype, int n, int rows, int cols, int accumulate)
     float *x = normals((size_t)n * (size_t)cols, 1), *start = normals((size_t)n * (size_t)rows, 1);
     double *xd = doubles(x, (size_t)n * (size_t)cols), *want = need((size_t)n * (size_t)rows, sizeof *want);
     struct linear_arg arg = { x, &w, accumulate };
-    struct rows_case c = { name, &plain, n, rows, want, 5e-6, accumulate ? start : NULL, NULL, run_linear, &arg };
+    struct dsv2i_shape shape = plain;
+    struct rows_case c = { name, &shape, n, rows, want, 5e-6, accumulate ? start : NULL, NULL, run_linear, &arg };
 
+    shape.hidden_size = cols;
     for (int i = 0; i < n; i++)
         ref_linear(want + (size_t)i * (size_t)rows, xd + (size_t)i * (size_t)cols, &w);
     for (int i = 0; accumulate && i < n * rows; i++)

@@ -145,7 +145,7 @@ static struct dsv2i_weight make_fp8(int format, int rows, int cols, float scale)
     float *scales;
 
     w.scale_rows = format == F8_ROWS ? 1 : format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 3 : rows;
-    w.scale_cols = format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 32 : cols;
+    w.scale_cols = format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 96 : cols;
     n_scales = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) * (size_t)((cols + w.scale_cols - 1) / w.scale_cols);
     w.priv = need(n_scales * sizeof *scales + 1 + n, 1);
     w.scale = scales = w.priv;

@@ -60,7 +60,7 @@ int below(int n);
 float *normals(size_t n, float scale);
 double *doubles(const float *x, size_t n);
 /* A dtype, or F8_E4M3 with another layout of scales than one for all. */
-enum format { F8_ROWS = DSV2I_DTYPES, F8_BLOCKS /* 128 x 128 */, F8_SMALL_BLOCKS /* 3 x 32 */, FORMATS };
+enum format { F8_ROWS = DSV2I_DTYPES, F8_BLOCKS /* 128 x 128 */, F8_SMALL_BLOCKS /* 3 x 96 */, FORMATS };
 extern const char *const format_name[FORMATS];
 struct dsv2i_weight make_weight(int format, int rows, int cols, float scale);
 /* Allocate or end the test. */

@@ -43,15 +43,22 @@ struct dsv2i_kv_record {
     size_t bytes;
 };
 
-static const float dsv2i_kv_level[16] = {
-    0.0658896565f, 0.198051825f, 0.331378311f, 0.466699511f, 0.604933619f, 0.747135699f, 0.894565105f, 1.0487833f,
-    1.21180439f,   1.38634038f,  1.57622802f,  1.78723323f,  2.02872849f,  2.31773949f,  2.69111967f,  3.26073241f,
-};
+#ifdef __CUDACC__
+#define DSV2I_ANYWHERE __host__ __device__
+#else
+#define DSV2I_ANYWHERE
+#endif
 
-static inline struct dsv2i_kv_record dsv2i_kv_record(int32_t kv_type, int32_t kv_lora_rank, int32_t qk_rope_head_dim)
+#define DSV2I_KV_LEVELS { \
+    0.0658896565f, 0.198051825f, 0.331378311f, 0.466699511f, 0.604933619f, 0.747135699f, 0.894565105f, 1.0487833f, \
+    1.21180439f,   1.38634038f,  1.57622802f,  1.78723323f,  2.02872849f,  2.31773949f,  2.69111967f,  3.26073241f, \
+}
+static const float dsv2i_kv_level[16] = DSV2I_KV_LEVELS;
+
+DSV2I_ANYWHERE static inline struct dsv2i_kv_record dsv2i_kv_record(int32_t kv_type, int32_t kv_lora_rank, int32_t qk_rope_head_dim)
 {
     size_t c = (size_t)kv_lora_rank, k = (size_t)qk_rope_head_dim, blocks = (c + DSV2I_KV_BLOCK - 1) / DSV2I_KV_BLOCK;
-    struct dsv2i_kv_record r = { 0 };
+    struct dsv2i_kv_record r = { 0, 0, 0, 0 };
 
     if (kv_type == DSV2I_KV_BF16 || kv_type == DSV2I_KV_F32) {
         size_t element = kv_type == DSV2I_KV_F32 ? 4 : 2;
@@ -68,13 +75,13 @@ static inline struct dsv2i_kv_record dsv2i_kv_record(int32_t kv_type, int32_t kv
 }
 
 /* Elements in a block of the rotation. */
-static inline int32_t dsv2i_kv_rotation(int32_t kv_lora_rank)
+DSV2I_ANYWHERE static inline int32_t dsv2i_kv_rotation(int32_t kv_lora_rank)
 {
     return kv_lora_rank & -kv_lora_rank;
 }
 
 /* 1 if D negates element i of a block, else 0. */
-static inline uint32_t dsv2i_kv_negative(uint32_t i)
+DSV2I_ANYWHERE static inline uint32_t dsv2i_kv_negative(uint32_t i)
 {
     i &= i >> 1;
     i ^= i >> 16;

@@ -146,7 +146,7 @@ class Runner:
         wrapper = ("setarch", os.uname().machine, "-R")
         if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
             raise Skip("setarch -R is not allowed here")
-        tests = [t for t, suite in self.tests("tsan").items() if suite not in ("fuzz", "emulation") and (t == "golden") == golden]
+        tests = [t for t, suite in self.tests("tsan").items() if suite not in ("fuzz", "emulation", "cuda") and (t == "golden") == golden]
         return self.meson_test("tsan", *tests, "-t", "20", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1:allocator_may_return_null=1")
 
     def header(self) -> Counts:

@@ -34,12 +34,12 @@ struct Thread {
 struct Meeting {
     unsigned mask = 0, came = 0;
     size_t size = 0;
-    unsigned char given[32 * 64];
+    unsigned char given[32 * 64]; /* not set, here and in Thread, as it would take longer than the rest */
 };
 
 struct Warp {
     Thread *lanes[32] = {};
-    Meeting meetings[32];
+    std::unique_ptr<Meeting> meetings[32]; /* made when lanes first meet */
 };
 
 struct Barrier {
@@ -171,7 +171,9 @@ const unsigned char *meet(unsigned mask, const void *given, size_t size, const c
 
     if (!(mask >> self->lane & 1))
         fail("%s: lane %u is not in its own mask %08x", what, self->lane, mask);
-    Meeting *m = &warp->meetings[__builtin_ctz(mask)];
+    auto &m = warp->meetings[__builtin_ctz(mask)];
+    if (!m)
+        m.reset(new Meeting);
     if (!m->came) {
         m->mask = mask;
         m->size = size;
@@ -245,7 +247,7 @@ static void load_block(Grid *g)
         std::memset(block->shared, 0xFF, l.shared);
     }
     for (unsigned i = 0; i < n; i++) {
-        auto t = std::make_unique<Thread>();
+        std::unique_ptr<Thread> t(new Thread);
         t->place = dim3(i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y);
         t->lane = i % 32;
         t->block = block.get();
@@ -276,8 +278,6 @@ std::shared_ptr<Grid> grid_create(std::shared_ptr<const Launch> launch)
 /* Run until no thread can, with at most beside blocks resident at a time and end of them begun in all. */
 static void run(Grid *g, size_t beside, size_t end)
 {
-    DeviceAccess open;
-
     while (!lost()) {
         while (g->resident.size() < beside && g->next < end)
             load_block(g);

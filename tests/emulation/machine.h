@@ -46,7 +46,7 @@ void count_wait();
 bool pass_allocation();
 bool pass_launch();
 
-/* Device memory is open only while the device works: outside, the host cannot touch it. */
+/* Device memory is open while one of these lives; afterwards, for some seeds, the host cannot touch it. */
 struct DeviceAccess {
     DeviceAccess();
     ~DeviceAccess();

@@ -1,7 +1,7 @@
 /* The machine's state, and its memory.
  *
- * Device memory is one range that only the device can touch: outside of its work the pages are closed, so that a host that uses a
- * device pointer stops there.  Addresses are not used again.  Around each allocation the sanitizer is told not to allow anything.
+ * Device memory is one range that only the device can touch: after its work the pages are closed, for some seeds, so that a host that uses a
+ * device pointer stops there.  Addresses are not used again before the next reset.  Around each allocation the sanitizer is told not to allow anything.
  *
  * SPDX-License-Identifier: MIT */
 #include "machine.h"
@@ -30,7 +30,8 @@ static long waits, allocations_left, launches_left;
 
 static const size_t range_bytes = (size_t)256 << 30, page = 4096;
 static char *range, *range_end; /* of what was given out */
-static int opened;
+static int users;
+static bool opened;
 static std::map<char *, size_t> device_blocks, pinned_blocks;
 static size_t in_use;
 
@@ -72,6 +73,14 @@ void reset(uint64_t seed, const Machine &m)
     std::lock_guard<std::recursive_mutex> hold(lock);
 
     forget_streams();
+    if (range_end > range) { /* what was left allocated goes, too */
+        ASAN_UNPOISON_MEMORY_REGION(range, range_end - range);
+        munmap(range, range_bytes);
+        range = range_end = nullptr;
+    }
+    opened = false;
+    device_blocks.clear();
+    in_use = 0;
     machine = m;
     random_state = (seed + 1) * 0x9E3779B97F4A7C15u;
     first_error.clear();
@@ -81,14 +90,17 @@ void reset(uint64_t seed, const Machine &m)
 
 DeviceAccess::DeviceAccess()
 {
-    if (!opened++ && range_end > range)
+    if (!users++ && !opened)
         mprotect(range, (size_t)(range_end - range), PROT_READ | PROT_WRITE);
+    opened = true;
 }
 
 DeviceAccess::~DeviceAccess()
 {
-    if (!--opened && range_end > range)
+    if (!--users && !draw(2)) { /* not always: it takes its time */
         mprotect(range, (size_t)(range_end - range), PROT_NONE);
+        opened = false;
+    }
 }
 
 bool is_device(const void *ptr) { return range && ptr >= range && ptr < range + range_bytes; }

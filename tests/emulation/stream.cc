@@ -14,6 +14,8 @@
 
 namespace emu {
 
+struct Stream;
+
 /* What is done, apart from when: shared by a graph and its launches. */
 struct Work {
     std::shared_ptr<const Launch> launch; /* or */
@@ -43,7 +45,7 @@ struct GraphExec {
 };
 
 struct Capture {
-    std::unique_ptr<Graph> graph = std::make_unique<Graph>();
+    Graph graph;
     Stream *origin = nullptr;
 };
 
@@ -58,6 +60,16 @@ struct Event {
     std::shared_ptr<Capture> capture;
     std::vector<size_t> captured;
 };
+
+}
+
+/* What the C names stand for. */
+struct CUstream_st : emu::Stream {};
+struct CUevent_st : emu::Event {};
+struct CUgraph_st : emu::Graph {};
+struct CUgraphExec_st : emu::GraphExec {};
+
+namespace emu {
 
 static std::vector<std::shared_ptr<Node>> pending; /* in the order of issue, which is a possible one */
 static std::set<Stream *> streams;
@@ -89,7 +101,6 @@ static void execute(const std::shared_ptr<Node> &n)
         grid_finish(n->grid.get());
         n->grid.reset();
     } else if (n->work.action) {
-        DeviceAccess open;
         n->work.action();
     }
     n->done = true;
@@ -113,6 +124,7 @@ static void run(const std::shared_ptr<Node> &target, bool all)
         if (!n->done && needed.insert(n.get()).second)
             stack.insert(stack.end(), n->after.begin(), n->after.end());
     }
+    DeviceAccess open;
     while (!lost()) {
         std::vector<std::shared_ptr<Node>> can;
         for (const auto &n : pending)
@@ -143,8 +155,8 @@ void forget_streams()
 static void issue(Stream *s, Work work, bool early)
 {
     if (s->capture) {
-        s->capture->graph->nodes.push_back({std::move(work), s->captured});
-        s->captured = {s->capture->graph->nodes.size() - 1};
+        s->capture->graph.nodes.push_back({std::move(work), s->captured});
+        s->captured = {s->capture->graph.nodes.size() - 1};
         return;
     }
     auto n = std::make_shared<Node>();
@@ -298,7 +310,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
         return returned(cudaSuccess);
     if (!pass_allocation())
         return returned(cudaErrorMemoryAllocation);
-    *stream = new Stream;
+    *stream = new CUstream_st;
     streams.insert(*stream);
     return cudaSuccess;
 }
@@ -358,7 +370,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned)
         return returned(cudaSuccess);
     if (!pass_allocation())
         return returned(cudaErrorMemoryAllocation);
-    *event = new Event;
+    *event = new CUevent_st;
     return cudaSuccess;
 }
 
@@ -461,18 +473,19 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph)
         size_t i = stack.back();
         stack.pop_back();
         if (joined.insert(i).second)
-            stack.insert(stack.end(), capture->graph->nodes[i].after.begin(), capture->graph->nodes[i].after.end());
+            stack.insert(stack.end(), capture->graph.nodes[i].after.begin(), capture->graph.nodes[i].after.end());
     }
     for (Stream *other : streams)
         if (other->capture == capture) {
             other->capture = nullptr;
             other->captured.clear();
         }
-    if (joined.size() != capture->graph->nodes.size())
+    if (joined.size() != capture->graph.nodes.size())
         return returned(cudaErrorStreamCaptureUnjoined);
     if (lost())
         return returned(cudaSuccess);
-    *graph = capture->graph.release();
+    *graph = new CUgraph_st;
+    (*graph)->nodes = std::move(capture->graph.nodes);
     return cudaSuccess;
 }
 
@@ -485,7 +498,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
         return returned(cudaSuccess);
     if (!pass_allocation())
         return returned(cudaErrorMemoryAllocation);
-    *exec = new GraphExec{*graph, nullptr};
+    *exec = new CUgraphExec_st;
+    (*exec)->graph = *graph;
     return cudaSuccess;
 }
 

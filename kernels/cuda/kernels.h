@@ -1,0 +1,59 @@
+/* The launchers of the CUDA backend's kernels, a file each.  They take device pointers, put the launch on the stream, and return what CUDA
+ * says of that; nothing waits.  Shapes as in ops.h.
+ *
+ * What changes from step to step (how many rows, which positions, which pages) is read from struct dsv2i_cuda_step in device memory, so
+ * that a recorded graph serves every step of at most its rows: grids are made for max_rows, and blocks past n_rows end at once.
+ *
+ * SPDX-License-Identifier: MIT */
+#ifndef DSV2I_CUDA_KERNELS_H
+#define DSV2I_CUDA_KERNELS_H
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "../kv_page.h"
+
+/* A step on the device; its arrays are device memory, too. */
+struct dsv2i_cuda_step {
+    int32_t n_rows;
+    const int32_t *token, *pos, *seq; /* (n_rows) */
+    const struct dsv2i_seq *seqs;     /* page: a device array of device pointers */
+    float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
+};
+
+/* Where a launch goes. */
+struct dsv2i_cuda_launch {
+    cudaStream_t stream;
+    int32_t max_rows; /* n_rows is at most this */
+    int32_t early;    /* it may begin before the launch in front of it has ended (sm_90) */
+};
+
+/* step->rope, from step->pos.  inv_freq (rope / 2). */
+cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, const double *inv_freq,
+                            int32_t rope, double multiplier);
+
+/* x (n_rows, hidden) = rows token[i] of the table (vocab, hidden) of dtype. */
+cudaError_t dsv2i_cuda_embed(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *x, const void *table,
+                             int32_t dtype, int32_t hidden);
+
+/* y[i] = x[i] / sqrt(mean(x[i]^2) + eps) * w, ldx and ldy elements apart.  y_bf16 (n_rows, dim), if not NULL: the same, rounded, for
+ * the matrix units.  y or y_bf16 may be NULL; y may be x. */
+cudaError_t dsv2i_cuda_rms_norm(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, int32_t ldy,
+                                uint16_t *y_bf16, const float *x, int32_t ldx, const float *w, int32_t dim, float eps);
+
+/* Rotate q (n_rows, heads, nope + rope) in place; normalize and rotate kva (n_rows, rank + rope) and write it to the rows' pages. */
+cudaError_t dsv2i_cuda_mla_prepare(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *q, const float *kva,
+                                   const float *kv_a_norm, int32_t layer, int32_t heads, int32_t nope, int32_t rank, int32_t rope);
+
+/* From logits (n_rows, n_experts): idx, weight (n_rows, top_k). */
+cudaError_t dsv2i_cuda_moe_route(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t *idx, float *weight,
+                                 const float *logits, int32_t n_experts, const struct dsv2i_route *route);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

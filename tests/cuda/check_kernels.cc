@@ -1,0 +1,411 @@
+/* Every kernel of the CUDA backend by itself, on shapes that are real wherever it tiles or branches, against the same in double.  On the
+ * emulated machine each check runs with several seeds; built by nvcc the same file runs on a card.
+ *
+ * SPDX-License-Identifier: MIT */
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <kernels.h>
+
+#ifdef DSV2I_EMULATED
+#include <machine.h>
+#endif
+
+extern "C" {
+#include "cpu_record.h"
+#include "reference64.h"
+}
+
+namespace {
+
+int failed, count;
+bool case_failed;
+std::string case_name;
+cudaStream_t stream;
+uint64_t state;
+
+void expect(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void expect(bool ok, const char *format, ...)
+{
+    va_list args;
+
+    if (ok || case_failed)
+        return;
+    case_failed = true;
+    printf("# %s: ", case_name.c_str());
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n");
+}
+
+float uniform(float from, float to)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return from + (to - from) * (float)(state >> 40) * 0x1p-24f;
+}
+
+std::vector<float> normals(size_t n, float scale = 1)
+{
+    std::vector<float> x(n);
+    for (float &v : x) {
+        v = 0;
+        for (int i = 0; i < 6; i++)
+            v += uniform(-1, 1);
+        v *= 0.7071f * scale;
+    }
+    return x;
+}
+
+template <class T> T *up(const std::vector<T> &from)
+{
+    T *to;
+    expect(cudaMalloc((void **)&to, from.size() * sizeof(T) + 1) == cudaSuccess, "no device memory");
+    cudaMemcpyAsync(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
+    return to;
+}
+
+template <class T> std::vector<T> down(const T *from, size_t n)
+{
+    std::vector<T> to(n);
+    cudaMemcpyAsync(to.data(), from, n * sizeof(T), cudaMemcpyDeviceToHost, stream);
+    cudaError_t e = cudaStreamSynchronize(stream);
+    expect(e == cudaSuccess, "%s", cudaGetErrorString(e));
+    return to;
+}
+
+/* Memory for n elements, all bits set, so that what no kernel wrote can be told. */
+template <class T> T *unset(size_t n)
+{
+    std::vector<T> ones(n);
+    memset(ones.data(), 0xFF, n * sizeof(T));
+    return up(ones);
+}
+
+template <class T> bool is_unset(const T &x)
+{
+    T ones;
+    memset(&ones, 0xFF, sizeof ones);
+    return !memcmp(&x, &ones, sizeof x);
+}
+
+void close_to(const std::vector<float> &got, const std::vector<double> &want, double tolerance)
+{
+    double square = 0;
+
+    for (double w : want)
+        square += w * w;
+    for (size_t i = 0; i < want.size() && !case_failed; i++) {
+        double error = fabs((double)got[i] - want[i]) / (fmax(fabs(want[i]), sqrt(square / (double)want.size())) + 1e-30);
+        expect(error <= tolerance, "error %.3g at %zu: %.9g for %.9g", error, i, (double)got[i], want[i]);
+    }
+    for (size_t i = want.size(); i < got.size(); i++)
+        expect(is_unset(got[i]), "wrote at %zu, past the last row", i);
+}
+
+/* A step of rows: each a sequence of its own with pages in device memory. */
+struct Step {
+    dsv2i_cuda_step host{};
+    dsv2i_cuda_step *device;
+    int rows;
+    std::vector<int32_t> pos;
+    std::vector<void *> pages; /* the page of each row's position */
+    Step(const std::vector<int32_t> &positions, const std::vector<int32_t> &tokens, const std::vector<int32_t> &types, size_t page_bytes,
+         int rope)
+        : rows((int)positions.size()), pos(positions)
+    {
+        std::vector<int32_t> seq;
+        std::vector<dsv2i_seq> seqs;
+        for (int i = 0; i < rows; i++) {
+            std::vector<void *> table((size_t)pos[(size_t)i] / DSV2I_PAGE_TOKENS + 1, nullptr);
+            table.back() = unset<char>(page_bytes);
+            pages.push_back(table.back());
+            seqs.push_back({up(table), DSV2I_ABSORBED, types.empty() ? 0 : types[(size_t)i]});
+            seq.push_back(i);
+        }
+        host.n_rows = rows;
+        host.token = up(tokens.empty() ? std::vector<int32_t>((size_t)rows) : tokens);
+        host.pos = up(pos);
+        host.seq = up(seq);
+        host.seqs = up(seqs);
+        host.rope = unset<float>((size_t)((rows + 3) * rope));
+        device = up(std::vector<dsv2i_cuda_step>{host});
+    }
+    dsv2i_cuda_launch launch() const { return {stream, rows + 3, 1}; } /* as a graph for more rows */
+};
+
+std::vector<int32_t> zeros(int n) { return std::vector<int32_t>((size_t)n); }
+
+std::vector<double> frequencies(int rope)
+{
+    std::vector<double> f;
+    for (int i = 0; i < rope / 2; i++)
+        f.push_back(pow(10000, -2.0 * i / rope));
+    return f;
+}
+
+/* ---- checks ------------------------------------------------------------------------------------------------------------------------ */
+
+void check_rope(int rope)
+{
+    Step step({0, 1, 4095, 163839}, {}, {}, 1, rope);
+    std::vector<double> f = frequencies(rope), want;
+    dsv2i_cuda_launch to = step.launch();
+
+    expect(dsv2i_cuda_rope(&to, step.device, up(f), rope, 1.25) == cudaSuccess, "launch");
+    for (int p : step.pos)
+        for (double w : f) {
+            want.push_back(cos(p * w) * 1.25);
+            want.push_back(sin(p * w) * 1.25);
+        }
+    close_to(down(step.host.rope, (size_t)((step.rows + 3) * rope)), want, 1e-7);
+}
+
+void check_embed(int dtype, int hidden)
+{
+    const int vocab = 300;
+    Step step(zeros(3), {0, 299, 17}, {}, 1, 2);
+    std::vector<float> table = normals((size_t)(vocab * hidden));
+    std::vector<uint16_t> half(table.size());
+    std::vector<double> want;
+    dsv2i_cuda_launch to = step.launch();
+    float *x = unset<float>((size_t)((step.rows + 3) * hidden));
+    dsv2i_weight w = {};
+
+    for (size_t i = 0; i < table.size(); i++) {
+        uint32_t bits;
+        memcpy(&bits, &table[i], 4);
+        half[i] = dtype == DSV2I_BF16 ? (uint16_t)(bits >> 16) : (uint16_t)(i * 7919); /* f16: every pattern, of which NaN are left out */
+        if (dtype == DSV2I_F16 && (half[i] & 0x7C00) == 0x7C00)
+            half[i] ^= 0x4000;
+    }
+    w.dtype = dtype;
+    w.rows = vocab;
+    w.cols = hidden;
+    w.data = dtype == DSV2I_F32 ? (void *)table.data() : (void *)half.data();
+    const void *on_device = dtype == DSV2I_F32 ? (void *)up(table) : (void *)up(half);
+    expect(dsv2i_cuda_embed(&to, step.device, x, on_device, dtype, hidden) == cudaSuccess, "launch");
+    for (int t : {0, 299, 17})
+        for (int i = 0; i < hidden; i++)
+            want.push_back(ref_value(&w, (size_t)(t * hidden + i)));
+    close_to(down(x, (size_t)((step.rows + 3) * hidden)), want, 0);
+}
+
+void check_norm(int rows, int dim, int extra, float scale)
+{
+    Step step(zeros(rows), {}, {}, 1, 2);
+    int ld = dim + extra;
+    std::vector<float> x = normals((size_t)((rows + 3) * ld), scale), w = normals((size_t)dim);
+    std::vector<double> xd(x.begin(), x.end()), wd(w.begin(), w.end()), want((size_t)(rows * dim));
+    dsv2i_cuda_launch to = step.launch();
+    float *y = unset<float>((size_t)((rows + 3) * dim));
+    uint16_t *half = unset<uint16_t>((size_t)((rows + 3) * dim));
+
+    expect(dsv2i_cuda_rms_norm(&to, step.device, y, dim, half, up(x), ld, up(w), dim, 1e-6f) == cudaSuccess, "launch");
+    for (int i = 0; i < rows; i++)
+        ref_rms_norm(&want[(size_t)(i * dim)], &xd[(size_t)(i * ld)], wd.data(), dim, 1e-6);
+    std::vector<float> got = down(y, (size_t)((rows + 3) * dim));
+    std::vector<uint16_t> rounded = down(half, got.size());
+    close_to(got, want, 1e-6);
+    for (size_t i = 0; i < want.size(); i++)
+        expect(fabs(ref_bf16(rounded[i]) - (double)got[i]) <= fabs((double)got[i]) * 0x1p-8, "bf16 %zu: %g for %g", i, ref_bf16(rounded[i]),
+               (double)got[i]);
+    for (size_t i = want.size(); i < rounded.size(); i++)
+        expect(is_unset(rounded[i]), "wrote past the last row");
+}
+
+void check_prepare(int heads, int nope, int rank, int rope, dsv2i_backend *cpu)
+{
+    const std::vector<int32_t> pos = {0, 63, 64, 1000, 5, 6, 7, 8, 9}, types = {0, 1, 2, 3, 4, 5, 5, 4, 2};
+    const int rows = (int)pos.size(), layer = 1, width = rank + rope, head = nope + rope;
+    const size_t page_bytes = 2 * DSV2I_PAGE_TOKENS * (size_t)(4 * width + 64);
+    Step step(pos, {}, types, page_bytes, rope);
+    std::vector<float> q = normals((size_t)((rows + 3) * heads * head)), kva = normals((size_t)((rows + 3) * width)), w = normals((size_t)rank);
+    std::vector<double> f = frequencies(rope), qd(q.begin(), q.end()), wd(w.begin(), w.end());
+    dsv2i_cuda_launch to = step.launch();
+    float *q_device = up(q);
+
+    for (int i = 0; i < width; i++) /* a row of nothing */
+        kva[(size_t)(6 * width + i)] = 0;
+    kva[(size_t)(7 * width + rank / 2)] = NAN;
+    kva[(size_t)(8 * width + rank)] = INFINITY; /* in the key, whose scale says so */
+    std::vector<double> kd(kva.begin(), kva.end());
+    float *kva_device = up(kva), *w_device = up(w);
+    double *f_device = up(f);
+    dsv2i_cuda_rope(&to, step.device, f_device, rope, 1); /* right before, so that the next may begin too early */
+    expect(dsv2i_cuda_mla_prepare(&to, step.device, q_device, kva_device, w_device, layer, heads, nope, rank, rope) == cudaSuccess, "launch");
+
+    for (int i = 0; i < rows; i++)
+        for (int h = 0; h < heads; h++)
+            ref_rope(&qd[(size_t)((i * heads + h) * head + nope)], rope, pos[(size_t)i], f.data(), 1);
+    std::vector<float> got = down(q_device, q.size());
+    for (size_t i = (size_t)(rows * heads * head); i < got.size(); i++)
+        expect(got[i] == q[i], "changed a query past the last row");
+    got.resize((size_t)(rows * heads * head));
+    qd.resize(got.size());
+    close_to(got, qd, 3e-7);
+
+    for (int i = 0; i < rows; i++) {
+        int type = types[(size_t)i];
+        struct dsv2i_kv_record r = dsv2i_kv_record(type, rank, rope);
+        std::vector<unsigned char> page = down((unsigned char *)step.pages[(size_t)i], page_bytes);
+        size_t at = (size_t)(layer * DSV2I_PAGE_TOKENS + pos[(size_t)i] % DSV2I_PAGE_TOKENS) * r.bytes;
+        std::vector<double> want((size_t)width), read((size_t)width);
+
+        for (size_t b = 0; b < page.size(); b++)
+            expect((b >= at && b < at + r.bytes) || page[b] == 0xFF, "row %d: wrote outside of its record", i);
+        std::vector<unsigned char> record(page.begin() + (long)at, page.begin() + (long)(at + r.bytes));
+        ref_rms_norm(want.data(), &kd[(size_t)(i * width)], wd.data(), rank, 1e-6);
+        for (int k = 0; k < rope; k++)
+            want[(size_t)(rank + k)] = kd[(size_t)(i * width + rank + k)];
+        ref_rope(&want[(size_t)rank], rope, pos[(size_t)i], f.data(), 1);
+        ref_kv_read(read.data(), record.data(), type, rank, rope);
+        float scale[2] = {1, 1};
+        if (type != DSV2I_KV_F32 && type != DSV2I_KV_BF16)
+            memcpy(scale, &record[r.scale], sizeof scale);
+        double lost = 0, square = 0;
+        for (int k = 0; k < width; k++) {
+            bool key = k >= rank;
+            double w = want[(size_t)k], error = fabs(read[(size_t)k] - w), s = (double)scale[key], half_step = 0;
+
+            if (i >= 7) {
+                expect(std::isnan(read[(size_t)k]) == (key == (i == 8)), "row %d: NaN wrong at %d", i, k);
+                if (key == (i == 8))
+                    continue;
+            }
+            if (type == DSV2I_KV_6BIT && !key) {
+                lost += error * error;
+                square += w * w;
+                continue;
+            }
+            switch (type) {
+            case DSV2I_KV_F32: break;
+            case DSV2I_KV_BF16: half_step = fabs(w) * 0x1p-8; break;
+            case DSV2I_KV_F8_E4M3: half_step = fabs(w) * 0x1p-4 + s * 0x1p-10; break;
+            case DSV2I_KV_F8_E5M2: half_step = fabs(w) * 0x1p-3 + s * 0x1p-17; break;
+            default: half_step = s / 2;
+            }
+            expect(error <= half_step + 1e-6 * (fabs(w) + 1), "row %d, type %d: %g for %g at %d", i, type, read[(size_t)k], w, k);
+        }
+        /* The quantizer leaves 2.5e-3 of a normal distribution's square, which a rotation of few elements does not make. */
+        if (dsv2i_kv_rotation(rank) >= 32)
+            expect(lost <= square * 3.5e-3, "row %d: 6BIT lost %g of the square", i, lost / square);
+    }
+
+    /* The codes are those that the CPU backend writes for the same numbers, which a page of F32 shows. */
+    for (int i = 0; i < 4 * 5; i++) {
+        const int type = (const int[]){DSV2I_KV_BF16, DSV2I_KV_F8_E4M3, DSV2I_KV_F8_E5M2, DSV2I_KV_INT8, DSV2I_KV_6BIT}[i % 5];
+        const int row = (const int[]){0, 6, 7, 8}[i / 5];
+        Step both({3, 3}, {}, {DSV2I_KV_F32, type}, page_bytes, rope);
+        std::vector<float> two(kva.begin() + row * width, kva.begin() + (row + 1) * width), two_q((size_t)(5 * heads * head));
+        dsv2i_cuda_launch on = both.launch();
+        size_t plain = dsv2i_kv_record(DSV2I_KV_F32, rank, rope).bytes, bytes = dsv2i_kv_record(type, rank, rope).bytes;
+
+        two.insert(two.end(), kva.begin() + row * width, kva.begin() + (row + 1) * width);
+        dsv2i_cuda_rope(&on, both.device, up(f), rope, 1);
+        dsv2i_cuda_mla_prepare(&on, both.device, up(two_q), up(two), up(w), 0, heads, nope, rank, rope);
+        std::vector<unsigned char> a = down((unsigned char *)both.pages[0], page_bytes), b = down((unsigned char *)both.pages[1], page_bytes);
+        std::vector<float> kv((size_t)width);
+        std::vector<unsigned char> want(bytes);
+        memcpy(kv.data(), &a[3 * plain], plain);
+        cpu_kv_write(cpu, want.data(), kv.data(), type, rank, rope);
+        for (size_t k = 0; k < bytes; k++)
+            expect(b[3 * bytes + k] == want[k], "row %d, type %d, byte %zu: %02x for %02x", row, type, k, b[3 * bytes + k], want[k]);
+    }
+}
+
+void check_route(int n, dsv2i_route route, const char *what)
+{
+    const int rows = 9;
+    Step step(zeros(rows), {}, {}, 1, 2);
+    std::vector<float> logits = normals((size_t)((rows + 3) * n), 2);
+    dsv2i_cuda_launch to = step.launch();
+    int32_t *idx = unset<int32_t>((size_t)((rows + 3) * route.top_k));
+    float *weight = unset<float>((size_t)((rows + 3) * route.top_k));
+
+    for (int e = 0; e < n; e++) {
+        logits[(size_t)e] = 1;                                  /* all equal */
+        logits[(size_t)(n + e)] = (float)(e % 3);               /* many equal */
+        logits[(size_t)(2 * n + e)] = e == n - 1 ? 200.0f : -200.0f; /* probabilities of 0 */
+    }
+    expect(dsv2i_cuda_moe_route(&to, step.device, idx, weight, up(logits), n, &route) == cudaSuccess, "launch");
+    std::vector<int32_t> got = down(idx, (size_t)((rows + 3) * route.top_k));
+    std::vector<float> weights = down(weight, got.size());
+    std::vector<double> want;
+    for (int i = 0; i < rows; i++) {
+        std::vector<double> x(logits.begin() + i * n, logits.begin() + (i + 1) * n), p((size_t)n), w((size_t)route.top_k);
+        std::vector<int> chosen((size_t)route.top_k);
+
+        ref_softmax(p.data(), x.data(), n);
+        for (double &v : p)
+            v = (double)(float)v; /* ties and zeros of fp32 */
+        ref_route(chosen.data(), w.data(), p.data(), n, &route);
+        for (int k = 0; k < route.top_k; k++)
+            expect(got[(size_t)(i * route.top_k + k)] == chosen[(size_t)k], "%s, row %d: expert %d for %d", what, i,
+                   got[(size_t)(i * route.top_k + k)], chosen[(size_t)k]);
+        want.insert(want.end(), w.begin(), w.end());
+    }
+    close_to(weights, want, 2e-6);
+    for (size_t i = want.size(); i < got.size(); i++)
+        expect(is_unset(got[i]), "wrote past the last row");
+}
+
+template <class F> void run(const std::string &name, int seeds, F check)
+{
+    case_name = name;
+    case_failed = false;
+#ifdef DSV2I_EMULATED
+    for (int seed = 0; seed < seeds && !case_failed; seed++) {
+        emu::reset((uint64_t)seed);
+#else
+    {
+#endif
+        state = 1;
+        expect(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess, "no stream");
+        check();
+        cudaError_t e = cudaDeviceSynchronize();
+        expect(e == cudaSuccess, "%s", cudaGetErrorString(e));
+        cudaStreamDestroy(stream);
+    }
+    failed += case_failed;
+    printf("%s %d - %s\n", case_failed ? "not ok" : "ok", ++count, name.c_str());
+    fflush(stdout);
+}
+
+void *heap_alloc(void *, size_t size, size_t alignment) { return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment); }
+void heap_free(void *, void *ptr, size_t) { free(ptr); }
+
+}
+
+int main()
+{
+    const dsv2i_hooks hooks = {heap_alloc, heap_free, nullptr};
+    dsv2i_backend *cpu;
+
+    if (dsv2i_cpu_open(&hooks, 0, 1, &cpu))
+        return 1;
+    run("rope 64", 3, [] { check_rope(64); });
+    run("rope 6", 3, [] { check_rope(6); });
+    for (int dtype : {DSV2I_F32, DSV2I_BF16, DSV2I_F16})
+        run("embed, dtype " + std::to_string(dtype), 2, [=] { check_embed(dtype, 515); });
+    for (int dim : {512, 1536, 2048, 5120, 37, 8200})
+        run("rms_norm " + std::to_string(dim), 3, [=] { check_norm(2, dim, dim == 512 ? 64 : 0, dim == 37 ? 1e-4f : 1.0f); });
+    run("mla_prepare, 128 heads", 3, [=] { check_prepare(128, 128, 512, 64, cpu); });
+    run("mla_prepare, 16 heads", 8, [=] { check_prepare(16, 128, 512, 64, cpu); });
+    run("mla_prepare, rank 96", 2, [=] { check_prepare(3, 8, 96, 6, cpu); });
+    run("mla_prepare, rank 37", 2, [=] { check_prepare(1, 1, 37, 2, cpu); });
+    run("mla_prepare, rank 1024", 2, [=] { check_prepare(2, 16, 1024, 128, cpu); });
+    run("moe_route V2", 3, [] { check_route(160, {8, 3, 6, 0, 16}, "V2"); });
+    run("moe_route V2-Lite", 3, [] { check_route(64, {1, 1, 6, 0, 1}, "V2-Lite"); });
+    run("moe_route normalized", 2, [] { check_route(160, {8, 3, 6, 1, 16}, "normalized"); });
+    run("moe_route 512", 2, [] { check_route(512, {32, 5, 40, 0, 2.5f}, "512"); });
+    run("moe_route 3 of 5", 2, [] { check_route(5, {1, 1, 3, 1, 1}, "5"); });
+    cpu->op->close(cpu);
+    printf("1..%d\n", count);
+    return failed != 0;
+}

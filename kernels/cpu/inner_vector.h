@@ -48,11 +48,6 @@ INLINE vec scale_of(const float *scale, int32_t i)
     return v_set1(256 * scale[i]);
 }
 
-INLINE size_t size_of(int32_t dtype)
-{
-    return dtype == DSV2I_F32 ? 4 : dtype == DSV2I_F8_E4M3 ? 1 : 2;
-}
-
 INLINE void widen_rows(float *dst, const struct dsv2i_weight *w, int32_t dtype, int32_t j0, int32_t n)
 {
     for (int32_t j = j0; j < j0 + n; j++, dst += w->cols) {
@@ -65,9 +60,9 @@ INLINE void widen_rows(float *dst, const struct dsv2i_weight *w, int32_t dtype, 
             int32_t end = dsv2i_min(w->cols, k + step), i = k;
 
             for (; i + LANES <= end; i += LANES)
-                v_store(dst + i, elements(row + (size_t)i * size_of(dtype), dtype, by, LANES));
+                v_store(dst + i, elements(row + (size_t)i * dsv2i_dtype_size(dtype), dtype, by, LANES));
             if (i < end)
-                v_store_n(dst + i, elements(row + (size_t)i * size_of(dtype), dtype, by, end - i), end - i);
+                v_store_n(dst + i, elements(row + (size_t)i * dsv2i_dtype_size(dtype), dtype, by, end - i), end - i);
         }
     }
 }
@@ -104,7 +99,7 @@ INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, i
         UNROLL for (int32_t r = 0; r < m; r++)
             xv[r] = v_load(x[r] + i);
         UNROLL for (int32_t j = 0; j < n; j++) {
-            vec wv = elements(w + (size_t)j * row_bytes + (size_t)i * size_of(dtype), dtype, scale[j], LANES);
+            vec wv = elements(w + (size_t)j * row_bytes + (size_t)i * dsv2i_dtype_size(dtype), dtype, scale[j], LANES);
 
             UNROLL for (int32_t r = 0; r < m; r++)
                 acc[r][j] = v_fma(xv[r], wv, acc[r][j]);
@@ -112,7 +107,7 @@ INLINE void add_products(vec acc[TILE_ROWS][TILE_COLS], const float *const *x, i
     }
     if (i < k)
         UNROLL for (int32_t j = 0; j < n; j++) {
-            vec wv = elements(w + (size_t)j * row_bytes + (size_t)i * size_of(dtype), dtype, scale[j], k - i);
+            vec wv = elements(w + (size_t)j * row_bytes + (size_t)i * dsv2i_dtype_size(dtype), dtype, scale[j], k - i);
 
             UNROLL for (int32_t r = 0; r < m; r++)
                 acc[r][j] = v_fma(v_load_n(x[r] + i, k - i), wv, acc[r][j]);
@@ -147,7 +142,7 @@ INLINE void dot_tile(float *y, size_t ldy, const float *const *x, int32_t m, con
     if (dtype == DSV2I_F8_E4M3)
         add_scaled(acc, x, m, w, dtype, row, n);
     else
-        add_products(acc, x, m, dsv2i_weight_row(w, row), dtype, none, (size_t)w->cols * size_of(dtype), n, 0, w->cols);
+        add_products(acc, x, m, dsv2i_weight_row(w, row), dtype, none, (size_t)w->cols * dsv2i_dtype_size(dtype), n, 0, w->cols);
     UNROLL for (int32_t r = 0; r < m; r++) {
         __m128 sums = v_sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 
@@ -204,7 +199,7 @@ static void dot(float *y, size_t ldy, const float *const *x, int32_t m, const st
 INLINE void axpy_tile(float *y, size_t ldy, const float *scale, const float *p, size_t ldp, const struct dsv2i_weight *c, int32_t dtype,
                       int32_t s0, int32_t i, int32_t m, int32_t n, int32_t n_vec, int32_t n_last)
 {
-    const char *row = (const char *)dsv2i_weight_row(c, s0) + (size_t)i * size_of(dtype);
+    const char *row = (const char *)dsv2i_weight_row(c, s0) + (size_t)i * dsv2i_dtype_size(dtype);
     vec acc[TILE_ROWS][4];
     int32_t run[4] = { 0 };
 
@@ -213,12 +208,12 @@ INLINE void axpy_tile(float *y, size_t ldy, const float *scale, const float *p, 
     UNROLL for (int32_t r = 0; r < m; r++)
         UNROLL for (int32_t v = 0; v < n_vec; v++)
             acc[r][v] = scale ? v_mul(v_set1(scale[r]), v_load_n(y + (size_t)r * ldy + i + v * LANES, n_last)) : v_zero();
-    for (int32_t s = 0; s < n; s++, row += (size_t)c->cols * size_of(dtype)) {
+    for (int32_t s = 0; s < n; s++, row += (size_t)c->cols * dsv2i_dtype_size(dtype)) {
         const float *scales = dtype == DSV2I_F8_E4M3 ? dsv2i_weight_scales(c, s0 + s) : NULL;
 
         UNROLL for (int32_t v = 0; v < n_vec; v++) {
             vec by = scales ? scale_of(scales, run[v]) : v_zero();
-            vec cv = elements(row + (size_t)(v * LANES) * size_of(dtype), dtype, by, n_last);
+            vec cv = elements(row + (size_t)(v * LANES) * dsv2i_dtype_size(dtype), dtype, by, n_last);
 
             UNROLL for (int32_t r = 0; r < m; r++)
                 acc[r][v] = v_fma(v_set1(p[(size_t)r * ldp + (size_t)s]), cv, acc[r][v]);

@@ -274,6 +274,32 @@ static void f16(void **state)
     each_level(check_f16);
 }
 
+/* fp8 weights go with every cache, e5m2 too.  Bounds are about twice what was measured, in nats. */
+static void check_fp8_caches(dsv2_context *ctx, const char *level)
+{
+    static const double most[] = {[DSV2_KV_BF16] = 4e-5, [DSV2_KV_F32] = 1e-11, [DSV2_KV_F8_E4M3] = 8e-3, [DSV2_KV_F8_E5M2] = 7e-2,
+                                  [DSV2_KV_INT8] = 5e-4, [DSV2_KV_6BIT] = 4e-2};
+    struct fixture f;
+    dsv2_model *model = open_model(ctx, "fp8-tensor");
+
+    fixture_open(&f, "fp8-tensor");
+    for (int32_t kv_type = 0; kv_type < (int32_t)COUNT(most); kv_type++) {
+        double *got = run_model(model, &f, kv_type, DSV2_ATTENTION_ABSORBED, TOKEN_BY_TOKEN);
+        struct error e = distance(got, f.logits, f.n_positions, f.n_vocab);
+
+        print_message("fp8-tensor %s, KV type %d: KL %.1e\n", level, kv_type, e.mean_kl);
+        assert_true(e.mean_kl <= most[kv_type]);
+        free(got);
+    }
+    fixture_close(&f);
+    dsv2_model_free(model);
+}
+
+static void fp8_caches(void **state)
+{
+    each_level(check_fp8_caches);
+}
+
 /* ---- How a prompt is cut, how many threads */
 
 /* Logits after each of the fixture's ids, prefilled in pieces; the pieces' lengths repeat. */
@@ -516,7 +542,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32), cmocka_unit_test(published), cmocka_unit_test(softmax_scales), cmocka_unit_test(bf16),
-        cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(cuts_fp8),
+        cmocka_unit_test(f16), cmocka_unit_test(cuts_f32), cmocka_unit_test(cuts_bf16), cmocka_unit_test(cuts_fp8), cmocka_unit_test(fp8_caches),
         cmocka_unit_test(expanded_threads),
         cmocka_unit_test(greedy), cmocka_unit_test(scores), cmocka_unit_test(wrong_rules), cmocka_unit_test(spellings),
     };

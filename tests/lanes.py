@@ -22,6 +22,7 @@ from typing import Callable, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "model"
+UBSAN = "print_stacktrace=1:halt_on_error=1"
 
 
 class Skip(Exception):
@@ -134,8 +135,11 @@ class Runner:
         built = self.setup("asan", "-Db_sanitize=address,undefined", "-Dbuildtype=debugoptimized")
         if built.failed:
             return built
-        return self.meson_test("asan", "-t", "10", ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=1",
-                               UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1")
+        emulated = ("emulation", "cuda")  # a stack for each thread of a card; a second for what returned is out of proportion
+        return (self.meson_test("asan", *(f"--no-suite={s}" for s in emulated), "-t", "10", UBSAN_OPTIONS=UBSAN,
+                                ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=1")
+                + self.meson_test("asan", *(f"--suite={s}" for s in emulated), "-t", "10", UBSAN_OPTIONS=UBSAN,
+                                  ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=0"))
 
     def threads(self, golden: bool = False) -> Counts:
         """Every test that may start threads; golden by itself, as it takes ten minutes."""
@@ -148,6 +152,18 @@ class Runner:
             raise Skip("setarch -R is not allowed here")
         tests = [t for t, suite in self.tests("tsan").items() if suite not in ("fuzz", "emulation", "cuda") and (t == "golden") == golden]
         return self.meson_test("tsan", *tests, "-t", "20", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1:allocator_may_return_null=1")
+
+    def nvcc(self, every: bool) -> Counts:
+        """The kernels for one architecture, or for all; none may spill."""
+        if not shutil.which("g++"):
+            raise Skip("no g++")
+        if not importlib.util.find_spec("ensurepip") and not shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
+            raise Skip("no nvcc, and no python3-venv to install one")
+        command = [sys.executable, "tests/cuda/build.py", self.build / "cuda", *(["--all"] if every else [])]
+        done = subprocess.run([str(c) for c in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+        if done.returncode == 77:
+            raise Skip(done.stdout.strip().splitlines()[-1])
+        return count_cases(done.stdout, done.returncode == 0)
 
     def header(self) -> Counts:
         counts = Counts(0, 0)
@@ -316,6 +332,7 @@ def main() -> int:
             lane("oracles (HF Transformers, Tokenizers)", run.oracles)
     lane("header alone: C99, C++11", run.header)
     lane("build (clang, -Werror)", run.build_clang)
+    lane("kernels for cards (nvcc)", lambda: run.nvcc(args.all))
     lane("ASan and UBSan", run.sanitizers)
     lane("TSan", run.threads)
     lane("fuzz", run.fuzz)

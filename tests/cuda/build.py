@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Build every kernel for cards and look at what it takes: no spills, and a table of registers, stack and shared memory.
+
+    python3 tests/cuda/build.py FOLDER              # sm_90a
+    python3 tests/cuda/build.py FOLDER --all        # every architecture
+
+Uses the nvcc of PATH or of /usr/local/cuda; where there is none, one from PyPI (requirements.txt), installed in FOLDER/nvcc.  Status 77
+when that cannot be had.
+
+SPDX-License-Identifier: MIT
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parents[1] / "kernels" / "cuda"
+# The last also as PTX, for cards to come.
+ARCHITECTURES = {"sm_80": "-gencode=arch=compute_80,code=sm_80", "sm_89": "-gencode=arch=compute_89,code=sm_89",
+                 "sm_90a": "-gencode=arch=compute_90a,code=sm_90a", "sm_100": "-gencode=arch=compute_100,code=sm_100",
+                 "sm_120": "-gencode=arch=compute_120,code=[sm_120,compute_120]"}
+# The slow path of sine and cosine for large angles keeps its digits in an array.
+STACK_ALLOWED = {"rope_kernel"}
+
+
+def find_nvcc(folder: Path) -> Path:
+    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found:
+        return Path(found)
+    home = folder / "nvcc"
+    for _ in range(2):
+        inside = sorted(home.rglob("bin/nvcc"))
+        if inside:
+            return inside[0]
+        try:
+            venv.create(home, with_pip=True)
+            subprocess.run([home / "bin" / "pip", "install", "-q", "-r", HERE / "requirements.txt"], check=True)
+        except subprocess.CalledProcessError:
+            break
+    print("no nvcc, and none from PyPI")
+    sys.exit(77)
+
+
+def build(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[str]:
+    """Lines 'kernel: what it takes'; raises ValueError with what is wrong."""
+    command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "-Werror=all-warnings", ARCHITECTURES[architecture], "-Xptxas=-v", "-c", source,
+               "-o", folder / f"{source.stem}.{architecture}.o"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise ValueError(done.stdout)
+    lines = []
+    for entry in re.split(r"Compiling entry function ", done.stdout)[1:]:
+        name = re.match(r"'(\w+)'", entry)[1]
+        name = subprocess.run(["c++filt", "-p", name], stdout=subprocess.PIPE, text=True).stdout.strip() if shutil.which("c++filt") else name
+        stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry).groups())
+        registers = re.search(r"Used (\d+) registers", entry)[1]
+        what = f"{name}: {registers} registers, {stack} bytes of stack, {stores + loads} bytes of spills"
+        if stores or loads or (stack and not any(allowed in name for allowed in STACK_ALLOWED)):
+            raise ValueError(what)
+        lines.append(what)
+    if not lines:
+        raise ValueError(f"no kernel found in what ptxas said of {source.name}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--all", action="store_true", help="every architecture")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    nvcc = find_nvcc(args.folder)
+    os.environ["PATH"] = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+    failed = count = 0
+    for architecture in ARCHITECTURES if args.all else ["sm_90a"]:
+        for source in sorted(KERNELS.glob("*.cu")):
+            count += 1
+            try:
+                lines = build(nvcc, source, architecture, args.folder)
+            except ValueError as wrong:
+                failed += 1
+                print(f"not ok {count} - {source.name} for {architecture}\n{wrong}", flush=True)
+                continue
+            print(f"ok {count} - {source.name} for {architecture}", *(f"#   {line}" for line in lines), sep="\n", flush=True)
+    return 1 if failed or not count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

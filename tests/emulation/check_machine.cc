@@ -1,86 +1,10 @@
-/* Proof of the emulator: programs with a mistake, each beside its correct twin.  A mistake is caught when, for one of the seeds, the
- * machine says so, the results differ, or a sanitizer stops the process; the twin must pass for all of them.
- * Each runs in a process of its own.
- *
+/* Proof of the emulator: the programming model, the runtime's streams and graphs.
  * SPDX-License-Identifier: MIT */
-#include "machine.h"
+#include "programs.h"
 
 #include <device.cuh>
 
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
-#include <cstdlib>
-
-#if defined(__SANITIZE_ADDRESS__)
-static const bool have_asan = true;
-#else
-static const bool have_asan = false;
-#endif
-
 namespace {
-
-const int seeds = 20;
-cudaStream_t stream, other;
-
-/* ---- what programs are made of -------------------------------------------------------------------------------------------------- */
-
-struct Options {
-    size_t shared = 0;
-    bool cooperative = false, early = false;
-    cudaStream_t on = nullptr;
-};
-
-template <class... P, class... A>
-cudaError_t start(void (*kernel)(P...), dim3 grid, dim3 block, const Options &o, A... args)
-{
-    cudaLaunchAttribute attrs[2] = {};
-    cudaLaunchConfig_t config = {grid, block, o.shared, o.on ? o.on : stream, attrs, 0};
-
-    if (o.cooperative) {
-        attrs[config.numAttrs].id = cudaLaunchAttributeCooperative;
-        attrs[config.numAttrs++].val.cooperative = 1;
-    }
-    if (o.early) {
-        attrs[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attrs[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    return cudaLaunchKernelEx(&config, kernel, args...);
-}
-
-template <class T> T *device(size_t n)
-{
-    T *ptr;
-    if (cudaMalloc(&ptr, n * sizeof(T)) != cudaSuccess)
-        abort();
-    return ptr;
-}
-
-template <class T> T *pinned(size_t n)
-{
-    T *ptr;
-    if (cudaMallocHost(&ptr, n * sizeof(T)) != cudaSuccess)
-        abort();
-    return ptr;
-}
-
-template <class T> std::vector<T> read(const T *from, size_t n)
-{
-    std::vector<T> host(n);
-    cudaMemcpyAsync(host.data(), from, n * sizeof(T), cudaMemcpyDeviceToHost, stream);
-    cudaStreamSynchronize(stream);
-    return host;
-}
-
-template <class T> bool all_are(const T *from, size_t n, T (*want)(size_t))
-{
-    std::vector<T> host = read(from, n);
-    for (size_t i = 0; i < n; i++)
-        if (host[i] != want(i))
-            return false;
-    return true;
-}
 
 float as_float(size_t i) { return (float)i; }
 float twice(size_t i) { return 2 * (float)i; }
@@ -527,16 +451,6 @@ template <bool wrong> bool default_stream()
     return cudaMemsetAsync(to, 0, 64 * 4, wrong ? nullptr : stream) == cudaSuccess && all_are<float>(to, 64, [](size_t) { return 0.0f; });
 }
 
-/* ---- running them ----------------------------------------------------------------------------------------------------------------- */
-
-struct Program {
-    const char *name;
-    bool (*right)(), (*wrong)();
-    bool needs_asan;
-};
-
-#define PROGRAM(name) {#name, name<false>, name<true>, false}
-#define PROGRAM_FOR_ASAN(name) {#name, name<false>, name<true>, true}
 const Program programs[] = {
     PROGRAM(missing_barrier), PROGRAM(missing_second_barrier), PROGRAM(missing_syncwarp), PROGRAM_FOR_ASAN(shared_out_of_bounds),
     PROGRAM_FOR_ASAN(global_out_of_bounds), PROGRAM(use_after_free), PROGRAM(uninitialised_shared), PROGRAM(uninitialised_global),
@@ -548,47 +462,6 @@ const Program programs[] = {
     PROGRAM(too_much_shared_memory), PROGRAM(block_too_large), PROGRAM(default_stream),
 };
 
-/* For one seed: 1 right, 0 wrong. */
-int run(bool (*program)(), int seed)
-{
-    fflush(stdout);
-    pid_t child = fork();
-
-    if (!child) {
-        if (!getenv("DSV2_EMULATION_LOUD"))
-            if (!freopen("/dev/null", "w", stderr))
-                _exit(3);
-        emu::reset((uint64_t)seed);
-        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-        cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
-        bool right = program() && cudaDeviceSynchronize() == cudaSuccess && emu::error().empty();
-        if (!emu::error().empty())
-            fprintf(stderr, "%s\n", emu::error().c_str());
-        _exit(right ? 42 : 1);
-    }
-    int status;
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) && WEXITSTATUS(status) == 42;
 }
 
-}
-
-int main()
-{
-    int failed = 0, count = 0;
-
-    for (const Program &p : programs) {
-        int twin = 0, caught = 0;
-        for (int seed = 0; seed < seeds; seed++)
-            twin += run(p.right, seed);
-        for (int seed = 0; seed < seeds; seed++)
-            caught += !run(p.wrong, seed);
-        bool skip = p.needs_asan && !have_asan;
-        bool ok = twin == seeds && (caught || skip);
-        printf("%s %d - %s: caught with %d of %d seeds, its twin passes with %d%s\n", ok ? "ok" : "not ok", ++count, p.name, caught,
-               seeds, twin, skip ? " # SKIP needs AddressSanitizer" : "");
-        failed += !ok;
-    }
-    printf("1..%d\n", count);
-    return failed != 0;
-}
+int main() { return run_all(programs); }

@@ -41,6 +41,44 @@ __device__ __forceinline__ void dsv2i_named_barrier(int barrier, int threads)
     asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+/* Be one of those threads, and do not wait for the others. */
+__device__ __forceinline__ void dsv2i_named_arrive(int barrier, int threads)
+{
+    asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ unsigned dsv2i_lane()
+{
+    unsigned lane;
+    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
+/* 2^x and 1 / x to about 22 bits; subnormals are 0. */
+__device__ __forceinline__ float dsv2i_exp2(float x)
+{
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+__device__ __forceinline__ float dsv2i_reciprocal(float x)
+{
+    float d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
+/* 16 bytes of global memory that no one writes during the launch and this one does not read again. */
+__device__ __forceinline__ uint4 dsv2i_load_once(const void *from)
+{
+    uint4 d;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w) : "l"(from));
+    return d;
+}
+
+/* Bring the line into the L2 cache. */
+__device__ __forceinline__ void dsv2i_prefetch(const void *from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 #else
 #include "device_emulated.h"
 #endif

@@ -7,6 +7,8 @@
  * SPDX-License-Identifier: MIT */
 #include "machine.h"
 
+#include <device_emulated.h>
+
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -27,6 +29,7 @@ struct Thread {
     Fiber fiber;
     const char *waits_for = nullptr;
     bool ended = false;
+    Copies copies;
     unsigned char seen[32 * 64]; /* what the lanes gave at this one's last meeting */
 };
 
@@ -43,7 +46,7 @@ struct Warp {
 };
 
 struct Barrier {
-    unsigned expected = 0; /* 0: all threads of the block that have not ended */
+    unsigned expected = 0, arrived = 0; /* expected 0: all threads of the block that have not ended; arrived: and do not wait */
     std::vector<Thread *> came;
 };
 
@@ -84,6 +87,16 @@ void *shared_memory()
     return current->block->shared;
 }
 
+bool in_shared(const void *at, size_t size)
+{
+    const char *begin = static_cast<const char *>(current->block->shared);
+    size_t bytes = current->block->grid->launch->shared;
+
+    return begin && at >= begin && size <= bytes && static_cast<const char *>(at) <= begin + bytes - size;
+}
+
+Copies *thread_copies() { return &current->copies; }
+
 void fail(const char *format, ...)
 {
     char text[512], all[700];
@@ -120,25 +133,45 @@ static void release(std::vector<Thread *> &threads)
 
 static void open_if_full(Block *block, Barrier *b)
 {
-    if (!b->came.empty() && b->came.size() == (b->expected ? b->expected : block->live))
+    size_t came = b->came.size() + b->arrived;
+
+    if (came && came == (b->expected ? b->expected : block->live)) {
+        b->arrived = 0;
         release(b->came);
+    }
 }
 
-void sync_threads(unsigned barrier, unsigned threads)
+static Barrier *come_to(unsigned barrier, unsigned threads)
 {
-    Block *block = current->block;
-
     if (barrier > 15)
         fail("barrier %u: there are 16", barrier);
     if (threads % 32)
         fail("barrier %u: %u threads are no whole warps", barrier, threads);
-    Barrier *b = &block->barriers[barrier];
-    if (!b->came.empty() && b->expected != threads)
+    Barrier *b = &current->block->barriers[barrier];
+    if (b->came.size() + b->arrived && b->expected != threads)
         fail("barrier %u: expects %u threads here and %u elsewhere", barrier, threads, b->expected);
     b->expected = threads;
+    return b;
+}
+
+void sync_threads(unsigned barrier, unsigned threads)
+{
+    Barrier *b = come_to(barrier, threads);
+
     b->came.push_back(current);
-    open_if_full(block, b);
+    open_if_full(current->block, b);
     wait("a barrier"); /* or, when it has opened, for its turn */
+}
+
+void arrive(unsigned barrier, unsigned threads)
+{
+    if (!threads)
+        fail("barrier %u: an arrival says how many threads there are", barrier);
+    Barrier *b = come_to(barrier, threads);
+    b->arrived++;
+    open_if_full(current->block, b);
+    current->block->grid->ready.push_back(current); /* whom that lets go on may be faster */
+    wait("its turn");
 }
 
 void sync_grid()
@@ -223,6 +256,7 @@ static void thread_entry()
     Block *block = self->block;
 
     block->grid->launch->body();
+    finish_copies(&self->copies);
     self->ended = true;
     block->live--;
     block->grid->live_threads--;

@@ -64,6 +64,23 @@ void fiber_enter(Fiber *fiber); /* from the scheduler; returns at its next leave
 void fiber_leave(Fiber *fiber, bool last);
 void fiber_release(Fiber *fiber);
 
+/* A copy under way (cp.async), and those of a thread. */
+struct Copy {
+    char *to;
+    const char *from;
+    unsigned size, from_size; /* the others become 0 */
+    unsigned group;
+    bool was_read;
+    unsigned char bytes[16];
+};
+struct Copies {
+    std::vector<Copy> pending;
+    unsigned group = 0; /* which the next commit closes */
+};
+Copies *thread_copies(); /* of the thread that runs */
+void finish_copies(Copies *copies);
+bool in_shared(const void *at, size_t size);
+
 /* A launch.  start makes up to blocks blocks run until they wait for the launch before; finish ends all. */
 struct Launch {
     dim3 grid, block;

@@ -5,9 +5,24 @@
 
 #include <cuda_runtime.h>
 
+namespace emu {
+void arrive(unsigned barrier, unsigned threads);
+void global_16(const void *at); /* fails if at is not 16 aligned bytes of global memory */
+}
+
 static inline void *dsv2i_shared() { return emu::shared_memory(); }
 static inline void dsv2i_wait_dependency() { emu::wait_dependency(); }
 static inline void dsv2i_launch_dependents() {} /* followers begin when the machine likes */
 static inline void dsv2i_named_barrier(int barrier, int threads) { emu::sync_threads((unsigned)barrier, (unsigned)threads); }
+static inline void dsv2i_named_arrive(int barrier, int threads) { emu::arrive((unsigned)barrier, (unsigned)threads); }
+static inline unsigned dsv2i_lane() { return emu::lane(); }
+static inline float dsv2i_exp2(float x) { return exp2f(x); }
+static inline float dsv2i_reciprocal(float x) { return 1 / x; }
+static inline uint4 dsv2i_load_once(const void *from)
+{
+    emu::global_16(from);
+    return *static_cast<const uint4 *>(from);
+}
+static inline void dsv2i_prefetch(const void *) {}
 
 #endif

@@ -570,6 +570,93 @@ template <bool wrong> bool copy_from_misaligned() { return offsets_right(wrong ?
 template <bool wrong> bool copy_to_misaligned() { return offsets_right(4, wrong ? 2 : 4); }
 template <bool wrong> bool copy_past_shared() { return offsets_right(4, wrong ? 16 : 12); }
 
+/* ---- mbarriers and bulk copies ------------------------------------------------------------------------------------------------------- */
+
+enum Slip { right, same_parity, no_expect, wrong_expect, no_empty_wait, no_full_wait, no_fence, odd_size, on_a_barrier, no_end_wait };
+
+/* A thread brings tiles into two places, a warp uses them. */
+template <Slip slip> __global__ void bulk_kernel(const float *from, float *to)
+{
+    float *places = (float *)dsv2i_shared();
+    uint64_t *full = (uint64_t *)(places + 128), *empty = full + 2;
+    unsigned lane = threadIdx.x % 32;
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; i++) {
+            dsv2i_mbarrier_init(full + i, 1);
+            dsv2i_mbarrier_init(empty + i, 32);
+        }
+        if (slip != no_fence)
+            dsv2i_fence_async();
+    }
+    __syncthreads();
+    for (unsigned tile = 0; tile < 8; tile++) {
+        unsigned place = tile % 2;
+        int parity = slip == same_parity ? 0 : (int)(tile / 2 % 2);
+        if (threadIdx.x == 0) {
+            if (slip != no_empty_wait)
+                dsv2i_mbarrier_wait(empty + place, parity ^ 1);
+            if (slip == no_expect)
+                dsv2i_mbarrier_arrive(full + place);
+            else
+                dsv2i_mbarrier_arrive_expect(full + place, slip == wrong_expect ? 128 : 256);
+            float *target = places + 64 * (slip == on_a_barrier ? 1 + place : place);
+            dsv2i_copy_bulk(target, from + tile * 64, slip == odd_size ? 252 : 256, full + place);
+        } else if (threadIdx.x >= 32) {
+            if (slip != no_full_wait)
+                dsv2i_mbarrier_wait(full + place, parity);
+            for (unsigned i = 0; i < 2; i++)
+                to[tile * 64 + 2 * lane + i] = places[64 * place + 63 - 2 * lane - i];
+            dsv2i_mbarrier_arrive(empty + place);
+        }
+    }
+}
+template <Slip slip> bool bulk_copied()
+{
+    float *to = device<float>(512);
+    start(bulk_kernel<slip>, 1, 64, {1024}, (const float *)counted(512), to);
+    return all_are<float>(to, 512, [](size_t i) { return (float)(i / 64 * 64 + 63 - i % 64); });
+}
+template <bool wrong> bool mbarrier_parity() { return bulk_copied<wrong ? same_parity : right>(); }
+template <bool wrong> bool mbarrier_without_expect() { return bulk_copied<wrong ? no_expect : right>(); }
+template <bool wrong> bool mbarrier_expects_too_little() { return bulk_copied<wrong ? wrong_expect : right>(); }
+template <bool wrong> bool bulk_into_a_place_in_use() { return bulk_copied<wrong ? no_empty_wait : right>(); }
+template <bool wrong> bool bulk_without_wait() { return bulk_copied<wrong ? no_full_wait : right>(); }
+template <bool wrong> bool mbarrier_without_fence() { return bulk_copied<wrong ? no_fence : right>(); }
+template <bool wrong> bool bulk_of_odd_size() { return bulk_copied<wrong ? odd_size : right>(); }
+template <bool wrong> bool bulk_over_an_mbarrier() { return bulk_copied<wrong ? on_a_barrier : right>(); }
+
+/* The source changes before the copy has landed, or the block ends. */
+template <Slip slip> __global__ void bulk_end_kernel(float *from, float *to)
+{
+    float *tile = (float *)dsv2i_shared();
+    uint64_t *barrier = (uint64_t *)(tile + 64);
+
+    dsv2i_mbarrier_init(barrier, 1);
+    dsv2i_fence_async();
+    dsv2i_mbarrier_arrive_expect(barrier, 256);
+    dsv2i_copy_bulk(tile, from, 256, barrier);
+    if (slip == right)
+        dsv2i_mbarrier_wait(barrier, 0);
+    from[63] = -1;
+    if (slip != no_end_wait)
+        dsv2i_mbarrier_wait(barrier, 0);
+    *to = slip == no_end_wait ? 63 : tile[63];
+}
+template <Slip slip> bool bulk_ended()
+{
+    float *to = device<float>(1);
+    start(bulk_end_kernel<slip>, 1, 1, {512}, counted(64), to);
+    return read(to, 1)[0] == 63;
+}
+template <bool wrong> bool source_changed_under_bulk() { return bulk_ended<wrong ? no_full_wait : right>(); }
+template <bool wrong> bool block_ends_under_bulk() { return bulk_ended<wrong ? no_end_wait : right>(); }
+template <bool wrong> bool mbarrier_that_the_card_lacks()
+{
+    emu::machine.major = wrong ? 8 : 12;
+    return bulk_copied<right>();
+}
+
 /* ---- the others ----------------------------------------------------------------------------------------------------------------------- */
 
 /* One warp makes what another uses, and does not wait for it. */
@@ -641,6 +728,9 @@ const Program programs[] = {
     PROGRAM(copy_without_wait), PROGRAM(copy_without_commit), PROGRAM(copy_without_barrier), PROGRAM(copy_wait_off_by_one),
     PROGRAM(copy_into_a_place_in_use), PROGRAM(source_changed_under_copy), PROGRAM(target_written_under_copy),
     PROGRAM(copy_without_zero_fill), PROGRAM(copy_from_misaligned), PROGRAM(copy_to_misaligned), PROGRAM(copy_past_shared),
+    PROGRAM(mbarrier_parity), PROGRAM(mbarrier_without_expect), PROGRAM(mbarrier_expects_too_little), PROGRAM(bulk_into_a_place_in_use),
+    PROGRAM(bulk_without_wait), PROGRAM(mbarrier_without_fence), PROGRAM(bulk_of_odd_size), PROGRAM(bulk_over_an_mbarrier),
+    PROGRAM(source_changed_under_bulk), PROGRAM(block_ends_under_bulk), PROGRAM(mbarrier_that_the_card_lacks),
     PROGRAM(arrival_too_early), PROGRAM(arrival_of_another_count), PROGRAM(load_misaligned), CHECK(arithmetic),
 };
 

@@ -56,6 +56,7 @@ struct Block {
     std::vector<std::unique_ptr<Thread>> threads;
     std::vector<Warp> warps;
     Barrier barriers[16];
+    Transactions transactions;
     unsigned live = 0;
     void *shared = nullptr;
     ~Block()
@@ -96,6 +97,8 @@ bool in_shared(const void *at, size_t size)
 }
 
 Copies *thread_copies() { return &current->copies; }
+Transactions *block_transactions() { return &current->block->transactions; }
+Thread *this_thread() { return current; }
 
 void fail(const char *format, ...)
 {
@@ -127,6 +130,20 @@ static void release(std::vector<Thread *> &threads)
         t->block->grid->ready.push_back(t);
     }
     threads.clear();
+}
+
+void wait_in(Waiters *waiters, const char *what)
+{
+    waiters->push_back(current);
+    wait(what);
+}
+
+void wake(Waiters *waiters) { release(*waiters); }
+
+void take_turn()
+{
+    current->block->grid->ready.push_back(current);
+    wait("its turn");
 }
 
 /* ---- barriers ----------------------------------------------------------------------------------------------------------------- */
@@ -170,8 +187,7 @@ void arrive(unsigned barrier, unsigned threads)
     Barrier *b = come_to(barrier, threads);
     b->arrived++;
     open_if_full(current->block, b);
-    current->block->grid->ready.push_back(current); /* whom that lets go on may be faster */
-    wait("its turn");
+    take_turn(); /* whom that lets go on may be faster */
 }
 
 void sync_grid()
@@ -257,6 +273,8 @@ static void thread_entry()
 
     block->grid->launch->body();
     finish_copies(&self->copies);
+    if (block->live == 1 && !block->transactions.pending.empty())
+        fail("the block ends while a bulk copy to %p is under way", block->transactions.pending[0].to);
     self->ended = true;
     block->live--;
     block->grid->live_threads--;
@@ -309,14 +327,29 @@ std::shared_ptr<Grid> grid_create(std::shared_ptr<const Launch> launch)
     return g;
 }
 
+static bool land_some_bulk(Grid *g, bool late_too)
+{
+    size_t n = g->resident.size(), first = n ? draw(n) : 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (land_bulk(&g->resident[(first + i) % n]->transactions, late_too))
+            return true;
+    return false;
+}
+
 /* Run until no thread can, with at most beside blocks resident at a time and end of them begun in all. */
 static void run(Grid *g, size_t beside, size_t end)
 {
     while (!lost()) {
         while (g->resident.size() < beside && g->next < end)
             load_block(g);
-        if (g->ready.empty())
-            return;
+        if (!draw(8))
+            land_some_bulk(g, false);
+        if (g->ready.empty()) {
+            if (!land_some_bulk(g, true))
+                return;
+            continue;
+        }
         size_t i = draw(g->ready.size());
         Thread *t = g->ready[i];
         g->ready[i] = g->ready.back();

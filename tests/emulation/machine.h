@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -80,6 +81,35 @@ struct Copies {
 Copies *thread_copies(); /* of the thread that runs */
 void finish_copies(Copies *copies);
 bool in_shared(const void *at, size_t size);
+
+/* Threads that wait for something: wait_in is for the one that runs, take_turn lets others go first. */
+struct Thread;
+typedef std::vector<Thread *> Waiters;
+Thread *this_thread();
+void wait_in(Waiters *waiters, const char *what);
+void wake(Waiters *waiters);
+void take_turn();
+
+/* A block's mbarriers, and the bulk copies that count for them. */
+struct Mbarrier {
+    unsigned count, pending, phase = 0;
+    long bytes = 0;         /* announced and not landed, or less than 0 */
+    Thread *unfenced;       /* who made it, until a fence */
+    Waiters waiters;
+};
+struct BulkCopy {
+    char *to;
+    const char *from;
+    std::vector<char> bytes;
+    uint64_t *barrier;
+    bool was_read, late; /* late: lands when nothing else can go on */
+};
+struct Transactions {
+    std::map<uint64_t *, Mbarrier> barriers;
+    std::vector<BulkCopy> pending;
+};
+Transactions *block_transactions(); /* of the thread that runs */
+bool land_bulk(Transactions *in, bool late_too); /* one, if there is one */
 
 /* A launch.  start makes up to blocks blocks run until they wait for the launch before; finish ends all. */
 struct Launch {

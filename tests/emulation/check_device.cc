@@ -6,6 +6,7 @@
 
 #include <convert.cuh>
 #include <matrix.cuh>
+#include <wgmma.cuh>
 
 #include <cmath>
 
@@ -657,6 +658,124 @@ template <bool wrong> bool mbarrier_that_the_card_lacks()
     return bulk_copied<right>();
 }
 
+/* ---- wgmma --------------------------------------------------------------------------------------------------------------------------- */
+
+enum Misuse { as_meant, other_swizzle, other_stride, without_fence, without_wait, late_wait, changed_b };
+
+/* Bytes from the matrix's begin to element (i, k), i along m or n.  Tiles of 8 rows, of swizzle bytes, in which a row's 16 byte units
+ * are exchanged; (i, k) tiles in the order of a loop over i outside, k inside. */
+size_t place_of(int i, int k, bool along_n, int swizzle, int size_i, int size_k)
+{
+    int row = along_n ? k : i, in_row = along_n ? i : k, per_row = swizzle ? swizzle / 2 : 8;
+    int tile_row = row / 8, tile_in_row = in_row / per_row, tiles_in_row = along_n ? size_i / per_row : size_k / per_row;
+    int tile = along_n ? tile_in_row * (size_k / 8) + tile_row : tile_row * tiles_in_row + tile_in_row;
+    int unit = in_row % per_row / 8, r = row % 8;
+
+    switch (swizzle) {
+    case 128: unit ^= r; break;
+    case 64: unit ^= r / 2; break;
+    case 32: unit ^= r / 4; break;
+    }
+    return (size_t)(tile * 8 * per_row * 2 + r * per_row * 2 + unit * 16 + in_row % 8 * 2);
+}
+
+/* (64, k) by (k, n), k what a row of swizzle bytes holds, 16 at a time. */
+template <int swizzle, bool along_n, bool a_in_registers, int n, Misuse misuse>
+__global__ void wgmma_kernel(const uint16_t *a, const uint16_t *b, const uint16_t *a_rows, float *to)
+{
+    constexpr int k = swizzle ? swizzle / 2 : 16, tile = swizzle ? 8 * swizzle : 128;
+    uint16_t *at_a = (uint16_t *)dsv2i_shared(), *at_b = at_a + 64 * k;
+    unsigned warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int named = misuse == other_swizzle ? (swizzle == 128 ? 64 : 128) : swizzle, wrong_by = misuse == other_stride ? 128 : 0;
+    float d[n / 2];
+
+    for (int i = (int)threadIdx.x; i < 64 * k; i += 128)
+        at_a[i] = a[i];
+    for (int i = (int)threadIdx.x; i < n * k; i += 128)
+        at_b[i] = b[i];
+    for (float &x : d)
+        x = 1000;
+    dsv2i_fence_async();
+    __syncthreads();
+    if (misuse != without_fence)
+        dsv2i_wgmma_fence();
+    for (int step = 0; step < k / 16; step++) {
+        /* 16 along k are two tiles without swizzle, 32 bytes of a tile's rows with it */
+        uint64_t a_at = dsv2i_wgmma_matrix(at_a + 16 * step, tile, (swizzle ? 1 : 2) * tile, swizzle);
+        uint64_t b_at = along_n ? swizzle ? dsv2i_wgmma_matrix(at_b + step * tile, k / 8 * tile, tile + wrong_by, named)
+                                          : dsv2i_wgmma_matrix(at_b, tile + wrong_by, 2 * tile, named)
+                                : dsv2i_wgmma_matrix(at_b + 16 * step, tile, (swizzle ? 1 : 2) * tile + wrong_by, named);
+        if (a_in_registers) {
+            uint32_t ra[4];
+            for (unsigned i = 0; i < 4; i++)
+                memcpy(&ra[i], a_rows + (16 * warp + g + (i == 1 || i == 3 ? 8 : 0)) * k + (unsigned)step * 16 + 2 * t + (i < 2 ? 0 : 8), 4);
+            dsv2i_wgmma_bf16<along_n>(d, ra, b_at, step > 0);
+        } else {
+            dsv2i_wgmma_bf16<along_n>(d, a_at, b_at, step > 0);
+        }
+    }
+    dsv2i_wgmma_commit();
+    if (misuse == late_wait)
+        dsv2i_wgmma_wait<1>();
+    else if (misuse != without_wait && misuse != changed_b)
+        dsv2i_wgmma_wait<0>();
+    if (misuse == changed_b)
+        at_b[threadIdx.x] = 0;
+    if (misuse == changed_b)
+        dsv2i_wgmma_wait<0>();
+    for (unsigned i = 0; i < n / 2; i++)
+        to[(16 * warp + g + (i % 4 < 2 ? 0 : 8)) * n + i / 4 * 8 + 2 * t + (i & 1)] = d[i];
+    dsv2i_wgmma_wait<0>();
+}
+
+template <int swizzle, bool along_n, bool a_in_registers, int n, Misuse misuse> bool wgmma_right()
+{
+    constexpr int k = swizzle ? swizzle / 2 : 16;
+    std::vector<uint16_t> a(64 * k), b(n * k), a_rows(64 * k);
+    std::vector<float> va(64 * k), vb(n * k);
+
+    for (int i = 0; i < 64 * k; i++) {
+        va[i] = (float)(next_random() % 15) - 7;
+        a_rows[i] = dsv2i_bf16(va[i]);
+        a[place_of(i / k, i % k, false, swizzle, 64, k) / 2] = a_rows[i];
+    }
+    for (int i = 0; i < n * k; i++) {
+        vb[i] = (float)(next_random() % 15) - 7;
+        b[place_of(i / k, i % k, along_n, swizzle, n, k) / 2] = dsv2i_bf16(vb[i]);
+    }
+    float *to = device<float>(64 * n);
+    cudaFuncSetAttribute(wgmma_kernel<swizzle, along_n, a_in_registers, n, misuse>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10);
+    start(wgmma_kernel<swizzle, along_n, a_in_registers, n, misuse>, 1, 128, {(size_t)(64 + n) * k * 2},
+          (const uint16_t *)device_copy(a), (const uint16_t *)device_copy(b), (const uint16_t *)device_copy(a_rows), to);
+    std::vector<float> got = read(to, 64 * n);
+    for (int row = 0; row < 64; row++)
+        for (int column = 0; column < n; column++) {
+            double sum = 0;
+            for (int i = 0; i < k; i++)
+                sum += va[row * k + i] * vb[column * k + i];
+            if (got[row * n + column] != sum)
+                return false;
+        }
+    return true;
+}
+template <int n, bool a_in_registers> bool wgmma_all()
+{
+    return wgmma_right<0, false, a_in_registers, n, as_meant>() && wgmma_right<32, false, a_in_registers, n, as_meant>()
+           && wgmma_right<64, false, a_in_registers, n, as_meant>() && wgmma_right<128, false, a_in_registers, n, as_meant>()
+           && wgmma_right<0, true, a_in_registers, n, as_meant>() && wgmma_right<32, true, a_in_registers, n, as_meant>()
+           && wgmma_right<64, true, a_in_registers, n, as_meant>() && wgmma_right<128, true, a_in_registers, n, as_meant>();
+}
+bool wgmma_64() { return wgmma_all<64, false>() && wgmma_all<64, true>(); }
+bool wgmma_128() { return wgmma_all<128, false>(); }
+bool wgmma_256() { return wgmma_right<128, true, true, 256, as_meant>() && wgmma_right<128, false, false, 256, as_meant>(); }
+template <bool wrong> bool wgmma_swizzle() { return wgmma_right<128, false, false, 64, wrong ? other_swizzle : as_meant>(); }
+template <bool wrong> bool wgmma_stride() { return wgmma_right<0, false, false, 64, wrong ? other_stride : as_meant>(); }
+template <bool wrong> bool wgmma_along_n() { return wgmma_right<0, true, false, 64, wrong ? other_stride : as_meant>(); }
+template <bool wrong> bool wgmma_without_fence() { return wgmma_right<32, true, true, 64, wrong ? without_fence : as_meant>(); }
+template <bool wrong> bool wgmma_without_wait() { return wgmma_right<32, true, true, 64, wrong ? without_wait : as_meant>(); }
+template <bool wrong> bool wgmma_wait_off_by_one() { return wgmma_right<32, true, true, 64, wrong ? late_wait : as_meant>(); }
+template <bool wrong> bool wgmma_source_changed() { return wgmma_right<32, true, true, 64, wrong ? changed_b : as_meant>(); }
+
 /* ---- the others ----------------------------------------------------------------------------------------------------------------------- */
 
 /* One warp makes what another uses, and does not wait for it. */
@@ -731,6 +850,8 @@ const Program programs[] = {
     PROGRAM(mbarrier_parity), PROGRAM(mbarrier_without_expect), PROGRAM(mbarrier_expects_too_little), PROGRAM(bulk_into_a_place_in_use),
     PROGRAM(bulk_without_wait), PROGRAM(mbarrier_without_fence), PROGRAM(bulk_of_odd_size), PROGRAM(bulk_over_an_mbarrier),
     PROGRAM(source_changed_under_bulk), PROGRAM(block_ends_under_bulk), PROGRAM(mbarrier_that_the_card_lacks),
+    CHECK(wgmma_64), CHECK(wgmma_128), CHECK(wgmma_256), PROGRAM(wgmma_swizzle), PROGRAM(wgmma_stride), PROGRAM(wgmma_along_n),
+    PROGRAM(wgmma_without_fence), PROGRAM(wgmma_without_wait), PROGRAM(wgmma_wait_off_by_one), PROGRAM(wgmma_source_changed),
     PROGRAM(arrival_too_early), PROGRAM(arrival_of_another_count), PROGRAM(load_misaligned), CHECK(arithmetic),
 };
 

@@ -30,6 +30,7 @@ struct Thread {
     const char *waits_for = nullptr;
     bool ended = false;
     Copies copies;
+    Products products;
     unsigned char seen[32 * 64]; /* what the lanes gave at this one's last meeting */
 };
 
@@ -97,6 +98,7 @@ bool in_shared(const void *at, size_t size)
 }
 
 Copies *thread_copies() { return &current->copies; }
+Products *thread_products() { return &current->products; }
 Transactions *block_transactions() { return &current->block->transactions; }
 Thread *this_thread() { return current; }
 
@@ -273,6 +275,8 @@ static void thread_entry()
 
     block->grid->launch->body();
     finish_copies(&self->copies);
+    if (!self->products.pending.empty())
+        fail("the thread ends while a product (wgmma) is under way"); /* where its registers were is gone */
     if (block->live == 1 && !block->transactions.pending.empty())
         fail("the block ends while a bulk copy to %p is under way", block->transactions.pending[0].to);
     self->ended = true;

@@ -82,6 +82,22 @@ Copies *thread_copies(); /* of the thread that runs */
 void finish_copies(Copies *copies);
 bool in_shared(const void *at, size_t size);
 
+/* A product of a warpgroup under way (wgmma), and those of a thread. */
+struct Product {
+    float *d;
+    unsigned n, group;
+    bool a_in_registers, b_along_n, accumulate;
+    uint16_t a[16][16]; /* the warp's rows */
+    uint64_t a_at, b_at;
+};
+struct Products {
+    std::vector<Product> pending;
+    std::map<float *, std::vector<float>> hidden;
+    unsigned group = 0; /* which the next commit closes */
+    bool fenced = false;
+};
+Products *thread_products();
+
 /* Threads that wait for something: wait_in is for the one that runs, take_turn lets others go first. */
 struct Thread;
 typedef std::vector<Thread *> Waiters;

@@ -26,6 +26,11 @@ static inline void dsv2i_copy_commit() { emu::copy_commit(); }
 template <int but_for> static inline void dsv2i_copy_wait() { emu::copy_wait(but_for); }
 static inline void dsv2i_copy_wait_all() { emu::copy_wait_all(); }
 
+static inline uint32_t dsv2i_shared_address(const void *at)
+{
+    return (uint32_t)(static_cast<const char *>(at) - static_cast<const char *>(emu::shared_memory()));
+}
+
 static inline void dsv2i_mbarrier_init(uint64_t *barrier, int count) { emu::mbarrier_init(barrier, (unsigned)count); }
 static inline void dsv2i_fence_async() { emu::fence_async(); }
 static inline void dsv2i_mbarrier_arrive(uint64_t *barrier) { emu::mbarrier_arrive(barrier, 0); }

@@ -44,6 +44,11 @@ cudaError_t dsv2i_cuda_embed(const struct dsv2i_cuda_launch *to, const struct ds
 cudaError_t dsv2i_cuda_rms_norm(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, int32_t ldy,
                                 uint16_t *y_bf16, const float *x, int32_t ldx, const float *w, int32_t dim, float eps);
 
+/* y (n_rows, w.rows) = x (n_rows, w.cols) W^T, or += with accumulate; w.data is device memory.  For few rows: the weight is read once for
+ * every 8.  x and w.data are aligned to 32 bytes. */
+cudaError_t dsv2i_cuda_linear_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
+                                  const struct dsv2i_weight *w, int32_t accumulate);
+
 /* Rotate q (n_rows, heads, nope + rope) in place; normalize and rotate kva (n_rows, rank + rope) and write it to the rows' pages. */
 cudaError_t dsv2i_cuda_mla_prepare(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *q, const float *kva,
                                    const float *kv_a_norm, int32_t layer, int32_t heads, int32_t nope, int32_t rank, int32_t rope);

@@ -219,6 +219,44 @@ void check_norm(int rows, int dim, int extra, float scale)
         expect(is_unset(rounded[i]), "wrote past the last row");
 }
 
+/* The same for rows alone and in company: bits. */
+void check_linear(int dtype, int n, int rows, int cols, int accumulate, bool exact = false)
+{
+    Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
+    std::vector<float> x = normals((size_t)((n + 3) * cols)), start = normals((size_t)((n + 3) * rows)), full = normals((size_t)(rows * cols));
+    std::vector<uint16_t> half(full.size());
+    std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
+    dsv2i_weight w = {}, on_device;
+    dsv2i_cuda_launch to = exact ? dsv2i_cuda_launch{stream, n, 1} : step.launch(), one = {stream, 1, 0};
+
+    for (size_t i = 0; i < full.size(); i++) {
+        uint32_t bits;
+        memcpy(&bits, &full[i], 4);
+        half[i] = dtype == DSV2I_BF16 ? (uint16_t)(bits >> 16) : (uint16_t)((i * 7919 & 0x83FF) | (0x34 + i % 8) << 8);
+    }
+    w.dtype = dtype;
+    w.rows = rows;
+    w.cols = cols;
+    w.data = dtype == DSV2I_F32 ? (void *)full.data() : (void *)half.data();
+    on_device = w;
+    on_device.data = dtype == DSV2I_F32 ? (void *)up(full) : (void *)up(half);
+    float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size()), *y_alone = accumulate ? up(start) : unset<float>(start.size());
+    expect(dsv2i_cuda_linear_few(&to, step.device, y, x_device, &on_device, accumulate) == cudaSuccess, "launch");
+    expect(dsv2i_cuda_linear_few(&one, alone.device, y_alone, x_device, &on_device, accumulate) == cudaSuccess, "launch");
+    for (int i = 0; i < n; i++) {
+        ref_linear(&want[(size_t)(i * rows)], &xd[(size_t)(i * cols)], &w);
+        for (int r = 0; accumulate && r < rows; r++)
+            want[(size_t)(i * rows + r)] += (double)start[(size_t)(i * rows + r)];
+    }
+    std::vector<float> got = down(y, start.size()), single = down(y_alone, start.size());
+    for (size_t i = want.size(); i < got.size(); i++)
+        expect(accumulate ? got[i] == start[i] : is_unset(got[i]), "wrote past the last row");
+    for (int i = 0; i < rows; i++)
+        expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
+    got.resize(want.size());
+    close_to(got, want, 2e-6);
+}
+
 void check_prepare(int heads, int nope, int rank, int rope, dsv2i_backend *cpu)
 {
     const std::vector<int32_t> pos = {0, 63, 64, 1000, 5, 6, 7, 8, 9}, types = {0, 1, 2, 3, 4, 5, 5, 4, 2};
@@ -395,6 +433,18 @@ int main()
         run("embed, dtype " + std::to_string(dtype), 2, [=] { check_embed(dtype, 515); });
     for (int dim : {512, 1536, 2048, 5120, 37, 8200})
         run("rms_norm " + std::to_string(dim), 3, [=] { check_norm(2, dim, dim == 512 ? 64 : 0, dim == 37 ? 1e-4f : 1.0f); });
+    for (int dtype : {DSV2I_F32, DSV2I_BF16, DSV2I_F16})
+        for (int n : {1, 3, 9})
+            run("linear_few, dtype " + std::to_string(dtype) + ", rows " + std::to_string(n), 2, [=] {
+                check_linear(dtype, n, 37, 1536, n == 3);
+                check_linear(dtype, n, 5, 77, n == 1);
+            });
+    run("linear_few, launched for no more rows than there are", 1, [] {
+        for (int n : {1, 4, 5, 8, 9})
+            check_linear(DSV2I_BF16, n, 9, 64, 0, true);
+    });
+    run("linear_few, one warp for a row", 2, [] { check_linear(DSV2I_BF16, 1, 8203, 40, 0); });
+    run("linear_few, 576 x 5120", 1, [] { check_linear(DSV2I_BF16, 2, 576, 5120, 0); });
     run("mla_prepare, 128 heads", 3, [=] { check_prepare(128, 128, 512, 64, cpu); });
     run("mla_prepare, 16 heads", 8, [=] { check_prepare(16, 128, 512, 64, cpu); });
     run("mla_prepare, rank 96", 2, [=] { check_prepare(3, 8, 96, 6, cpu); });

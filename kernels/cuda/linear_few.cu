@@ -1,0 +1,148 @@
+/* y = x W^T for few rows of x: a decode step's dense products.
+ *
+ * Bound: bandwidth, the weight once for every 8 rows of x.  A warp holds 4 rows of the weight against up to 8 of x: each 16 bytes of
+ * weight meet x from the first-level cache, which so carries n / 2 times the weight's bytes (fp32 x against bf16), well within what it can.
+ * Where the weight has few rows, the warps of a block share the columns and add up at the end, so that enough loads are under way.
+ *
+ * The order of a sum depends on the weight's shape alone: the same bits for a row of x in any company.
+ *
+ * SPDX-License-Identifier: MIT */
+#include "launch.cuh"
+#include "load.cuh"
+#include "warp.cuh"
+
+static const int warps = 8, held = 4, most_rows = 8; /* of a block; weight rows of a warp; rows of x */
+
+/* width elements of a weight's row, 16 bytes where width says so. */
+template <int dtype, int width> static __device__ __forceinline__ void load_weight(float (&to)[width], const void *row, int col)
+{
+    if (width == 1) {
+        to[0] = dsv2i_load<dtype>(row, (size_t)col);
+    } else if (dtype == DSV2I_F32) {
+        const float4 *from = (const float4 *)((const float *)row + col);
+#pragma unroll
+        for (int i = 0; i < width / 4; i++) {
+            float4 v = __ldg(from + i);
+            to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
+        }
+    } else {
+        uint4 v = __ldg((const uint4 *)((const uint16_t *)row + col));
+        const unsigned pair[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int i = 0; i < width; i++) {
+            uint16_t half = (uint16_t)(pair[i / 2] >> 16 * (i % 2));
+            to[i] = dtype == DSV2I_BF16 ? dsv2i_f32_of_bf16(half) : dsv2i_f32_of_f16(half);
+        }
+    }
+}
+
+template <int width> static __device__ __forceinline__ void load_x(float (&to)[width], const float *from)
+{
+    if (width == 1) {
+        to[0] = *from;
+    } else {
+#pragma unroll
+        for (int i = 0; i < width / 4; i++) {
+            float4 v = ((const float4 *)from)[i];
+            to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
+        }
+    }
+}
+
+/* share: warps that share the columns of the same weight rows; rows: of x, at most; width: columns of a lane at a time, 8 or 1. */
+template <int dtype, int rows, int width>
+static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const void *w, int w_rows, int cols,
+                                         int share, int accumulate)
+{
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, group = warp / share, part = warp % share;
+    const int first = ((int)blockIdx.x * (warps / share) + group) * held, row = (int)blockIdx.y * most_rows;
+    const size_t bytes = (size_t)cols * (dtype == DSV2I_F32 ? 4 : 2);
+    float sum[held][rows] = {}, *parts = (float *)dsv2i_shared();
+    int n;
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    n = step->n_rows - row;
+    if (n <= 0)
+        return;
+    x += (size_t)row * (size_t)cols;
+    for (int col = (part * 32 + lane) * width; col < cols; col += share * 32 * width) {
+        float a[held][width];
+
+#pragma unroll
+        for (int r = 0; r < held; r++) /* past the last row of the weight: the last again */
+            load_weight<dtype, width>(a[r], (const char *)w + (size_t)(first + r < w_rows ? first + r : w_rows - 1) * bytes, col);
+#pragma unroll
+        for (int i = 0; i < rows; i++)
+            if (i < n) {
+                float b[width];
+
+                load_x(b, x + (size_t)i * (size_t)cols + col);
+#pragma unroll
+                for (int r = 0; r < held; r++)
+#pragma unroll
+                    for (int k = 0; k < width; k++)
+                        sum[r][i] = fmaf(a[r][k], b[k], sum[r][i]);
+            }
+    }
+#pragma unroll
+    for (int r = 0; r < held; r++)
+#pragma unroll
+        for (int i = 0; i < rows; i++) {
+            float s = dsv2i_warp_sum(sum[r][i]);
+
+            if (lane == 0)
+                parts[(warp * held + r) * rows + i] = s;
+        }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < warps / share * held * rows; i += (int)blockDim.x) {
+        int g = i / (held * rows), r = i / rows % held, at = i % rows, out = ((int)blockIdx.x * (warps / share) + g) * held + r;
+        float s = 0;
+
+        if (out >= w_rows || at >= n)
+            continue;
+        for (int p = 0; p < share; p++)
+            s += parts[((g * share + p) * held + r) * rows + at];
+        float *to = y + (size_t)(row + at) * (size_t)w_rows + out;
+        *to = accumulate ? *to + s : s;
+    }
+}
+
+template <int dtype, int rows>
+static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const float *x, const dsv2i_weight *w,
+                          int accumulate)
+{
+    const int width = 8, groups = (w->rows + held - 1) / held;
+    int share = 1;
+
+    while (share < warps && groups * share < 2048 && share * 32 * width < w->cols)
+        share *= 2;
+    dim3 grid((unsigned)(groups + warps / share - 1) / (unsigned)(warps / share), (unsigned)(to->max_rows + most_rows - 1) / most_rows);
+    size_t shared = sizeof(float) * warps * held * rows;
+
+    if (w->cols % width == 0)
+        return dsv2i_launch(to, linear_few_kernel<dtype, rows, 8>, grid, 32 * warps, shared, step, y, x, w->data, w->rows, w->cols, share,
+                            accumulate);
+    return dsv2i_launch(to, linear_few_kernel<dtype, rows, 1>, grid, 32 * warps, shared, step, y, x, w->data, w->rows, w->cols, share,
+                        accumulate);
+}
+
+template <int dtype>
+static cudaError_t choose(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const float *x, const dsv2i_weight *w,
+                          int accumulate)
+{
+    return to->max_rows == 1 ? launch<dtype, 1>(to, step, y, x, w, accumulate)
+         : to->max_rows <= 4 ? launch<dtype, 4>(to, step, y, x, w, accumulate)
+                             : launch<dtype, most_rows>(to, step, y, x, w, accumulate);
+}
+
+cudaError_t dsv2i_cuda_linear_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
+                                  const struct dsv2i_weight *w, int32_t accumulate)
+{
+    switch (w->dtype) {
+    case DSV2I_F32: return choose<DSV2I_F32>(to, step, y, x, w, accumulate);
+    case DSV2I_BF16: return choose<DSV2I_BF16>(to, step, y, x, w, accumulate);
+    case DSV2I_F16: return choose<DSV2I_F16>(to, step, y, x, w, accumulate);
+    default: return cudaErrorInvalidValue;
+    }
+}

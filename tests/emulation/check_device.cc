@@ -660,7 +660,7 @@ template <bool wrong> bool mbarrier_that_the_card_lacks()
 
 /* ---- wgmma --------------------------------------------------------------------------------------------------------------------------- */
 
-enum Misuse { as_meant, other_swizzle, other_stride, without_fence, without_wait, late_wait, changed_b };
+enum Misuse { as_meant, other_swizzle, other_stride, without_fence, without_async_fence, without_wait, late_wait, changed_b };
 
 /* Bytes from the matrix's begin to element (i, k), i along m or n.  Tiles of 8 rows, of swizzle bytes, in which a row's 16 byte units
  * are exchanged; (i, k) tiles in the order of a loop over i outside, k inside. */
@@ -695,7 +695,8 @@ __global__ void wgmma_kernel(const uint16_t *a, const uint16_t *b, const uint16_
         at_b[i] = b[i];
     for (float &x : d)
         x = 1000;
-    dsv2i_fence_async();
+    if (misuse != without_async_fence)
+        dsv2i_fence_async();
     __syncthreads();
     if (misuse != without_fence)
         dsv2i_wgmma_fence();
@@ -719,10 +720,11 @@ __global__ void wgmma_kernel(const uint16_t *a, const uint16_t *b, const uint16_
         dsv2i_wgmma_wait<1>();
     else if (misuse != without_wait && misuse != changed_b)
         dsv2i_wgmma_wait<0>();
-    if (misuse == changed_b)
+    if (misuse == changed_b) {
         at_b[threadIdx.x] = 0;
-    if (misuse == changed_b)
+        dsv2i_fence_async();
         dsv2i_wgmma_wait<0>();
+    }
     for (unsigned i = 0; i < n / 2; i++)
         to[(16 * warp + g + (i % 4 < 2 ? 0 : 8)) * n + i / 4 * 8 + 2 * t + (i & 1)] = d[i];
     dsv2i_wgmma_wait<0>();
@@ -772,6 +774,7 @@ template <bool wrong> bool wgmma_swizzle() { return wgmma_right<128, false, fals
 template <bool wrong> bool wgmma_stride() { return wgmma_right<0, false, false, 64, wrong ? other_stride : as_meant>(); }
 template <bool wrong> bool wgmma_along_n() { return wgmma_right<0, true, false, 64, wrong ? other_stride : as_meant>(); }
 template <bool wrong> bool wgmma_without_fence() { return wgmma_right<32, true, true, 64, wrong ? without_fence : as_meant>(); }
+template <bool wrong> bool wgmma_without_async_fence() { return wgmma_right<32, true, true, 64, wrong ? without_async_fence : as_meant>(); }
 template <bool wrong> bool wgmma_without_wait() { return wgmma_right<32, true, true, 64, wrong ? without_wait : as_meant>(); }
 template <bool wrong> bool wgmma_wait_off_by_one() { return wgmma_right<32, true, true, 64, wrong ? late_wait : as_meant>(); }
 template <bool wrong> bool wgmma_source_changed() { return wgmma_right<32, true, true, 64, wrong ? changed_b : as_meant>(); }
@@ -851,7 +854,8 @@ const Program programs[] = {
     PROGRAM(bulk_without_wait), PROGRAM(mbarrier_without_fence), PROGRAM(bulk_of_odd_size), PROGRAM(bulk_over_an_mbarrier),
     PROGRAM(source_changed_under_bulk), PROGRAM(block_ends_under_bulk), PROGRAM(mbarrier_that_the_card_lacks),
     CHECK(wgmma_64), CHECK(wgmma_128), CHECK(wgmma_256), PROGRAM(wgmma_swizzle), PROGRAM(wgmma_stride), PROGRAM(wgmma_along_n),
-    PROGRAM(wgmma_without_fence), PROGRAM(wgmma_without_wait), PROGRAM(wgmma_wait_off_by_one), PROGRAM(wgmma_source_changed),
+    PROGRAM(wgmma_without_fence), PROGRAM(wgmma_without_async_fence), PROGRAM(wgmma_without_wait), PROGRAM(wgmma_wait_off_by_one),
+    PROGRAM(wgmma_source_changed),
     PROGRAM(arrival_too_early), PROGRAM(arrival_of_another_count), PROGRAM(load_misaligned), CHECK(arithmetic),
 };
 

@@ -154,11 +154,22 @@ void mbarrier_wait(uint64_t *barrier, unsigned parity)
         wait_in(&m->waiters, "an mbarrier");
 }
 
+char *seen_at(Transactions *in, const void *at)
+{
+    if (in->seen.empty())
+        in->seen.assign(in->bytes, (char)0xFF);
+    return in->seen.data() + (static_cast<const char *>(at) - in->shared);
+}
+
+/* Also shows what other threads have stored and not fenced, if they have by now. */
 void fence_async()
 {
-    for (auto &b : block_transactions()->barriers)
+    Transactions *in = block_transactions();
+
+    for (auto &b : in->barriers)
         if (b.second.unfenced == this_thread())
             b.second.unfenced = nullptr;
+    std::memcpy(seen_at(in, shared_memory()), shared_memory(), in->bytes);
 }
 
 static void read(BulkCopy *c)
@@ -180,6 +191,7 @@ bool land_bulk(Transactions *in, bool late_too)
         in->pending.erase(at);
         read(&c);
         std::memcpy(c.to, c.bytes.data(), c.bytes.size());
+        std::memcpy(seen_at(in, c.to), c.bytes.data(), c.bytes.size());
         Mbarrier *m = &in->barriers.at(c.barrier);
         m->bytes -= (long)c.bytes.size();
         end_phase_if_complete(m);

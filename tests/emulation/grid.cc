@@ -301,6 +301,8 @@ static void load_block(Grid *g)
         if (posix_memalign(&block->shared, 1024, l.shared))
             throw std::bad_alloc();
         std::memset(block->shared, 0xFF, l.shared);
+        block->transactions.shared = static_cast<char *>(block->shared);
+        block->transactions.bytes = l.shared;
     }
     for (unsigned i = 0; i < n; i++) {
         std::unique_ptr<Thread> t(new Thread);

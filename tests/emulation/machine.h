@@ -123,8 +123,12 @@ struct BulkCopy {
 struct Transactions {
     std::map<uint64_t *, Mbarrier> barriers;
     std::vector<BulkCopy> pending;
+    char *shared = nullptr; /* the block's, and how much */
+    size_t bytes = 0;
+    std::vector<char> seen; /* of it by the asynchronous units: what bulk copies brought, and what was there at the last fence */
 };
 Transactions *block_transactions(); /* of the thread that runs */
+char *seen_at(Transactions *in, const void *at);
 bool land_bulk(Transactions *in, bool late_too); /* one, if there is one */
 
 /* A launch.  start makes up to blocks blocks run until they wait for the launch before; finish ends all. */

@@ -1,7 +1,7 @@
 /* Matrix products of a warpgroup (kernels/cuda/wgmma.cuh).
  *
  * Each thread works out its own part, from shared memory as it is when the product is issued, or not before the wait that asks for it:
- * that is drawn.  Until then d is NaN.  What stores to shared memory need before a product, dsv2i_fence_async, is not checked.
+ * that is drawn.  Until then d is NaN.  It does not see what was stored to shared memory since the last dsv2i_fence_async.
  *
  * SPDX-License-Identifier: MIT */
 #include "machine.h"
@@ -21,7 +21,7 @@ static double element(const char *shared, uint32_t at)
 
     if (!in_shared(shared + at, 2))
         fail("wgmma: the matrix goes past the block's shared memory");
-    std::memcpy(&x, shared + at, 2);
+    std::memcpy(&x, seen_at(block_transactions(), shared + at), 2);
     return dsv2i_f32_from_bf16(x);
 }
 

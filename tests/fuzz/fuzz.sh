@@ -36,11 +36,15 @@ if [ "$what" = coverage ]; then
 fi
 
 setup "$build" -Db_sanitize=address,undefined -Dc_args=-fsanitize=fuzzer-no-link
+seconds_used() { # by processes that have ended
+  times >"$build/times" # not in a pipe: there it would be those of another shell
+  awk 'NR == 2 {split($1, t, /[ms]/); print int(60 * t[1] + t[2])}' "$build/times"
+}
 failed=0
 for t in "${targets[@]}"; do
   new=$build/new-$t corpus=tests/fuzz/corpus/$t dict=tests/fuzz/dict/$t.dict
   mkdir -p "$new" "$corpus"
-  start=$(date +%s)
+  seconds_used >"$build/before"
   if ! "$build/tests/fuzz/fuzz_$t" -max_total_time="$what" -timeout=20 -rss_limit_mb=4096 -max_len=8192 -artifact_prefix="$build/$t-" \
     $([ -f "$dict" ] && echo "-dict=$dict") -print_final_stats=1 "$new" "$corpus" >"$build/$t.log" 2>&1; then
     failed=1
@@ -48,8 +52,9 @@ for t in "${targets[@]}"; do
     tail -20 "$build/$t.log"
     continue
   fi
+  seconds_used >"$build/after"
   "$build/tests/fuzz/fuzz_$t" -merge=1 -use_counters=0 "$corpus" "$new" >/dev/null 2>&1
   rm -rf "$new"
-  echo "fuzz $t: $(awk '/number_of_executed_units/{print $2}' "$build/$t.log") runs in $(($(date +%s) - start)) s, corpus of $(find "$corpus" -type f | wc -l)"
+  echo "fuzz $t: $(awk '/number_of_executed_units/{print $2}' "$build/$t.log") runs in $(($(<"$build/after") - $(<"$build/before"))) CPU seconds, corpus of $(find "$corpus" -type f | wc -l)"
 done
 exit $failed

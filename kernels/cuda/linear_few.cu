@@ -26,12 +26,12 @@ template <int dtype, int width> static __device__ __forceinline__ void load_weig
             to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
         }
     } else {
-        uint4 v = __ldg((const uint4 *)((const uint16_t *)row + col));
+        uint4 v = dsv2i_load_once((const uint16_t *)row + col);
         const unsigned pair[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int i = 0; i < width; i++) {
-            uint16_t half = (uint16_t)(pair[i / 2] >> 16 * (i % 2));
-            to[i] = dtype == DSV2I_BF16 ? dsv2i_f32_of_bf16(half) : dsv2i_f32_of_f16(half);
+        for (int i = 0; i < width / 2; i++) {
+            float2 two = dtype == DSV2I_BF16 ? dsv2i_f32x2_from_bf16x2(pair[i]) : dsv2i_f32x2_from_f16x2(pair[i]);
+            to[2 * i] = two.x, to[2 * i + 1] = two.y;
         }
     }
 }

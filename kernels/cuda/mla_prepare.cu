@@ -35,24 +35,6 @@ template <int n> static __device__ float max_abs(const float (&x)[n])
     return max < 0x7F800000u ? __uint_as_float(max) : __uint_as_float(0x7FC00000u);
 }
 
-/* Nearest fp8, at most top; a NaN stays one. */
-static __device__ __forceinline__ unsigned char f8_of_f32(float f, int kv_type)
-{
-    const bool e4m3 = kv_type == DSV2I_KV_F8_E4M3;
-    const int mantissa = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15, cut = 23 - mantissa;
-    const unsigned top = e4m3 ? 0x7E : 0x7B;
-    unsigned u = __float_as_uint(f), sign = u >> 24 & 0x80u, code;
-
-    u &= 0x7FFFFFFFu;
-    if (u > 0x7F800000u)
-        return (unsigned char)(sign | 0x7F);
-    if (u < (unsigned)(128 - bias) << 23) /* subnormal: a count of the least ones, which the addition rounds */
-        code = __float_as_uint(__fadd_rn(__uint_as_float(u) * (e4m3 ? 0x1p9f : 0x1p16f), 0x1.8p23f)) & 0xFFu;
-    else
-        code = ((u + (1u << (cut - 1)) - 1 + (u >> cut & 1u)) >> cut) - ((unsigned)(127 - bias) << mantissa);
-    return (unsigned char)(sign | (code < top ? code : top));
-}
-
 /* Codes of a byte of the count elements that the warp holds; returns the scale. */
 template <int n> static __device__ float write_bytes(unsigned char *code, const float (&x)[n], int count, int kv_type)
 {
@@ -70,7 +52,7 @@ template <int n> static __device__ float write_bytes(unsigned char *code, const 
             float v = x[j] / scale;
 
             if (f8) {
-                c = f8_of_f32(v, kv_type);
+                c = kv_type == DSV2I_KV_F8_E4M3 ? dsv2i_e4m3(v) : dsv2i_e5m2(v);
             } else {
                 v = v > top ? top : v < -top ? -top : v; /* a denormal scale may be that coarse */
                 c = (unsigned char)__float_as_uint(__fadd_rn(v, 0x1.8p23f));
@@ -173,7 +155,7 @@ static __device__ void write_record(unsigned char *to, float (&c)[n], const floa
                 if (f32)
                     ((float *)to)[32 * j + lane] = c[j];
                 else
-                    ((uint16_t *)to)[32 * j + lane] = dsv2i_bf16_of_f32(c[j]);
+                    ((uint16_t *)to)[32 * j + lane] = dsv2i_bf16(c[j]);
             }
 #pragma unroll
         for (int j = 0; j < m; j++)
@@ -181,7 +163,7 @@ static __device__ void write_record(unsigned char *to, float (&c)[n], const floa
                 if (f32)
                     ((float *)to)[rank + 32 * j + lane] = k[j];
                 else
-                    ((uint16_t *)to)[rank + 32 * j + lane] = dsv2i_bf16_of_f32(k[j]);
+                    ((uint16_t *)to)[rank + 32 * j + lane] = dsv2i_bf16(k[j]);
             }
         return;
     }

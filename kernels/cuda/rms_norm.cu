@@ -40,7 +40,7 @@ static __global__ void rms_norm_kernel(const dsv2i_cuda_step *step, float *y, in
             if (y)
                 y[(size_t)row * (size_t)ldy + (size_t)i] = v;
             if (y_bf16)
-                y_bf16[(size_t)row * (size_t)dim + (size_t)i] = dsv2i_bf16_of_f32(v);
+                y_bf16[(size_t)row * (size_t)dim + (size_t)i] = dsv2i_bf16(v);
         }
     }
     for (int i = (int)threadIdx.x + most * threads; i < dim; i += threads) {
@@ -49,7 +49,7 @@ static __global__ void rms_norm_kernel(const dsv2i_cuda_step *step, float *y, in
         if (y)
             y[(size_t)row * (size_t)ldy + (size_t)i] = v;
         if (y_bf16)
-            y_bf16[(size_t)row * (size_t)dim + (size_t)i] = dsv2i_bf16_of_f32(v);
+            y_bf16[(size_t)row * (size_t)dim + (size_t)i] = dsv2i_bf16(v);
     }
 }
 

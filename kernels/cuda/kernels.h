@@ -24,6 +24,11 @@ struct dsv2i_cuda_step {
     float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
 };
 
+/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes. */
+struct dsv2i_cuda_expert {
+    const void *gate, *up, *down;
+};
+
 /* Where a launch goes. */
 struct dsv2i_cuda_launch {
     cudaStream_t stream;
@@ -52,6 +57,12 @@ cudaError_t dsv2i_cuda_linear_few(const struct dsv2i_cuda_launch *to, const stru
 /* Rotate q (n_rows, heads, nope + rope) in place; normalize and rotate kva (n_rows, rank + rope) and write it to the rows' pages. */
 cudaError_t dsv2i_cuda_mla_prepare(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *q, const float *kva,
                                    const float *kv_a_norm, int32_t layer, int32_t heads, int32_t nope, int32_t rank, int32_t rope);
+
+/* y (n_rows, hidden) += sum over slots j, in slot order, of weight[j] * expert_idx[j](x), for few rows: every slot reads its expert.
+ * experts: a device array; idx, weight (n_rows, top_k), or NULL for expert 0 with weight 1.  h (n_rows, top_k, inter) is scratch. */
+cudaError_t dsv2i_cuda_experts_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
+                                   float *h, const struct dsv2i_cuda_expert *experts, const int32_t *idx, const float *weight,
+                                   int32_t top_k, int32_t dtype, int32_t hidden, int32_t inter);
 
 /* From logits (n_rows, n_experts): idx, weight (n_rows, top_k). */
 cudaError_t dsv2i_cuda_moe_route(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t *idx, float *weight,

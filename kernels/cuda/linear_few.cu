@@ -13,42 +13,6 @@
 
 static const int warps = 8, held = 4, most_rows = 8; /* of a block; weight rows of a warp; rows of x */
 
-/* width elements of a weight's row, 16 bytes where width says so. */
-template <int dtype, int width> static __device__ __forceinline__ void load_weight(float (&to)[width], const void *row, int col)
-{
-    if (width == 1) {
-        to[0] = dsv2i_load<dtype>(row, (size_t)col);
-    } else if (dtype == DSV2I_F32) {
-        const float4 *from = (const float4 *)((const float *)row + col);
-#pragma unroll
-        for (int i = 0; i < width / 4; i++) {
-            float4 v = __ldg(from + i);
-            to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
-        }
-    } else {
-        uint4 v = dsv2i_load_once((const uint16_t *)row + col);
-        const unsigned pair[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int i = 0; i < width / 2; i++) {
-            float2 two = dtype == DSV2I_BF16 ? dsv2i_f32x2_from_bf16x2(pair[i]) : dsv2i_f32x2_from_f16x2(pair[i]);
-            to[2 * i] = two.x, to[2 * i + 1] = two.y;
-        }
-    }
-}
-
-template <int width> static __device__ __forceinline__ void load_x(float (&to)[width], const float *from)
-{
-    if (width == 1) {
-        to[0] = *from;
-    } else {
-#pragma unroll
-        for (int i = 0; i < width / 4; i++) {
-            float4 v = ((const float4 *)from)[i];
-            to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
-        }
-    }
-}
-
 /* share: warps that share the columns of the same weight rows; rows: of x, at most; width: columns of a lane at a time, 8 or 1. */
 template <int dtype, int rows, int width>
 static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const void *w, int w_rows, int cols,
@@ -71,13 +35,13 @@ static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, 
 
 #pragma unroll
         for (int r = 0; r < held; r++) /* past the last row of the weight: the last again */
-            load_weight<dtype, width>(a[r], (const char *)w + (size_t)(first + r < w_rows ? first + r : w_rows - 1) * bytes, col);
+            dsv2i_load_weight<dtype, width>(a[r], (const char *)w + (size_t)(first + r < w_rows ? first + r : w_rows - 1) * bytes, col);
 #pragma unroll
         for (int i = 0; i < rows; i++)
             if (i < n) {
                 float b[width];
 
-                load_x(b, x + (size_t)i * (size_t)cols + col);
+                dsv2i_load_x(b, x + (size_t)i * (size_t)cols + col);
 #pragma unroll
                 for (int r = 0; r < held; r++)
 #pragma unroll

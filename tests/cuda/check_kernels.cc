@@ -219,32 +219,46 @@ void check_norm(int rows, int dim, int extra, float scale)
         expect(is_unset(rounded[i]), "wrote past the last row");
 }
 
+/* A weight of the host with its copy in device memory. */
+struct Weight {
+    std::vector<float> full;
+    std::vector<uint16_t> half;
+    dsv2i_weight host = {};
+    const void *device;
+    Weight(int dtype, int rows, int cols, float scale) : full(normals((size_t)(rows * cols), scale)), half(full.size())
+    {
+        for (size_t i = 0; i < full.size(); i++) {
+            _Float16 f16 = (_Float16)full[i];
+            uint32_t bits;
+            memcpy(&bits, &full[i], 4);
+            half[i] = (uint16_t)(bits >> 16);
+            if (dtype == DSV2I_F16)
+                memcpy(&half[i], &f16, 2);
+        }
+        host.dtype = dtype;
+        host.rows = rows;
+        host.cols = cols;
+        host.data = dtype == DSV2I_F32 ? (void *)full.data() : (void *)half.data();
+        device = dtype == DSV2I_F32 ? (void *)up(full) : (void *)up(half);
+    }
+};
+
 /* The same for rows alone and in company: bits. */
 void check_linear(int dtype, int n, int rows, int cols, int accumulate, bool exact = false)
 {
     Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
-    std::vector<float> x = normals((size_t)((n + 3) * cols)), start = normals((size_t)((n + 3) * rows)), full = normals((size_t)(rows * cols));
-    std::vector<uint16_t> half(full.size());
+    std::vector<float> x = normals((size_t)((n + 3) * cols)), start = normals((size_t)((n + 3) * rows));
+    const Weight w(dtype, rows, cols, 1);
     std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
-    dsv2i_weight w = {}, on_device;
+    dsv2i_weight on_device = w.host;
     dsv2i_cuda_launch to = exact ? dsv2i_cuda_launch{stream, n, 1} : step.launch(), one = {stream, 1, 0};
 
-    for (size_t i = 0; i < full.size(); i++) {
-        uint32_t bits;
-        memcpy(&bits, &full[i], 4);
-        half[i] = dtype == DSV2I_BF16 ? (uint16_t)(bits >> 16) : (uint16_t)((i * 7919 & 0x83FF) | (0x34 + i % 8) << 8);
-    }
-    w.dtype = dtype;
-    w.rows = rows;
-    w.cols = cols;
-    w.data = dtype == DSV2I_F32 ? (void *)full.data() : (void *)half.data();
-    on_device = w;
-    on_device.data = dtype == DSV2I_F32 ? (void *)up(full) : (void *)up(half);
+    on_device.data = w.device;
     float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size()), *y_alone = accumulate ? up(start) : unset<float>(start.size());
     expect(dsv2i_cuda_linear_few(&to, step.device, y, x_device, &on_device, accumulate) == cudaSuccess, "launch");
     expect(dsv2i_cuda_linear_few(&one, alone.device, y_alone, x_device, &on_device, accumulate) == cudaSuccess, "launch");
     for (int i = 0; i < n; i++) {
-        ref_linear(&want[(size_t)(i * rows)], &xd[(size_t)(i * cols)], &w);
+        ref_linear(&want[(size_t)(i * rows)], &xd[(size_t)(i * cols)], &w.host);
         for (int r = 0; accumulate && r < rows; r++)
             want[(size_t)(i * rows + r)] += (double)start[(size_t)(i * rows + r)];
     }
@@ -252,6 +266,54 @@ void check_linear(int dtype, int n, int rows, int cols, int accumulate, bool exa
     for (size_t i = want.size(); i < got.size(); i++)
         expect(accumulate ? got[i] == start[i] : is_unset(got[i]), "wrote past the last row");
     for (int i = 0; i < rows; i++)
+        expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
+    got.resize(want.size());
+    close_to(got, want, 2e-6);
+}
+
+/* routed: rows choose among five experts, some twice the same; else one dense layer. */
+void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool routed)
+{
+    const int n_experts = routed ? 5 : 1;
+    Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
+    std::vector<float> x = normals((size_t)((n + 3) * hidden)), start = normals((size_t)((n + 3) * hidden)), weight = normals((size_t)((n + 3) * top_k));
+    std::vector<std::vector<Weight>> experts;
+    std::vector<dsv2i_cuda_expert> table;
+    std::vector<int32_t> idx;
+    std::vector<double> xd(x.begin(), x.end()), want(start.begin(), start.begin() + n * hidden), part((size_t)hidden);
+    dsv2i_cuda_launch to = step.launch(), one = {stream, 1, 1};
+
+    for (int e = 0; e < n_experts; e++) {
+        std::vector<Weight> w;
+        w.reserve(3);
+        w.emplace_back(dtype, inter, hidden, 1 / sqrtf((float)hidden));
+        w.emplace_back(dtype, inter, hidden, 1 / sqrtf((float)hidden));
+        w.emplace_back(dtype, hidden, inter, 1 / sqrtf((float)inter));
+        table.push_back({w[0].device, w[1].device, w[2].device});
+        experts.push_back(std::move(w));
+    }
+    for (int i = 0; i < (n + 3) * top_k; i++)
+        idx.push_back(i < n * top_k ? (i * 3 + i / top_k) % n_experts : 1 << 30); /* past the last row: what nobody may use */
+    float *x_device = up(x), *y = up(start), *y_alone = up(start), *h = unset<float>((size_t)((n + 3) * top_k * inter));
+    int32_t *idx_device = routed ? up(idx) : nullptr;
+    float *weight_device = routed ? up(weight) : nullptr;
+    dsv2i_cuda_expert *table_device = up(table);
+    expect(dsv2i_cuda_experts_few(&to, step.device, y, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter) == cudaSuccess, "launch");
+    expect(dsv2i_cuda_experts_few(&one, alone.device, y_alone, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter) == cudaSuccess, "launch");
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < top_k; j++) {
+            std::vector<Weight> &w = experts[(size_t)(routed ? idx[(size_t)(i * top_k + j)] : 0)];
+            const dsv2i_ffn ffn = {w[0].host, w[1].host, w[2].host};
+            for (Weight &one_of : w)
+                one_of.host.data = dtype == DSV2I_F32 ? (void *)one_of.full.data() : (void *)one_of.half.data();
+            ref_ffn(part.data(), &xd[(size_t)(i * hidden)], &ffn);
+            for (int k = 0; k < hidden; k++)
+                want[(size_t)(i * hidden + k)] += part[(size_t)k] * (routed ? (double)weight[(size_t)(i * top_k + j)] : 1.0);
+        }
+    std::vector<float> got = down(y, start.size()), single = down(y_alone, start.size());
+    for (size_t i = want.size(); i < got.size(); i++)
+        expect(got[i] == start[i], "wrote past the last row");
+    for (int i = 0; i < hidden; i++)
         expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
     got.resize(want.size());
     close_to(got, want, 2e-6);
@@ -446,6 +508,15 @@ int main()
     });
     run("linear_few, one warp for a row", 2, [] { check_linear(DSV2I_BF16, 1, 8203, 40, 0); });
     run("linear_few, 576 x 5120", 1, [] { check_linear(DSV2I_BF16, 2, 576, 5120, 0); });
+    for (int dtype : {DSV2I_F32, DSV2I_BF16, DSV2I_F16})
+        run("experts_few, dtype " + std::to_string(dtype), 2, [=] {
+            check_experts(dtype, 2, 6, 72, 1408, true);
+            check_experts(dtype, 2, 2, 21, 40, true);
+            check_experts(dtype, 1, 2, 24, 35, true);
+            check_experts(dtype, 3, 1, 50, 36, false);
+        });
+    run("experts_few, widths of V2-Lite, one row", 1, [] { check_experts(DSV2I_BF16, 1, 1, 2048, 40, true); });
+    run("experts_few, ten slots", 2, [] { check_experts(DSV2I_BF16, 1, 10, 16, 24, true); });
     run("mla_prepare, 128 heads", 3, [=] { check_prepare(128, 128, 512, 64, cpu); });
     run("mla_prepare, 16 heads", 8, [=] { check_prepare(16, 128, 512, 64, cpu); });
     run("mla_prepare, rank 96", 2, [=] { check_prepare(3, 8, 96, 6, cpu); });

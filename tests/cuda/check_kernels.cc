@@ -276,7 +276,8 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
 {
     const int n_experts = routed ? 5 : 1;
     Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
-    std::vector<float> x = normals((size_t)((n + 3) * hidden)), start = normals((size_t)((n + 3) * hidden)), weight = normals((size_t)((n + 3) * top_k));
+    std::vector<float> x = normals((size_t)((n + 3) * hidden)), start = normals((size_t)((n + 3) * hidden));
+    std::vector<float> weight = normals((size_t)((n + 3) * top_k));
     std::vector<std::vector<Weight>> experts;
     std::vector<dsv2i_cuda_expert> table;
     std::vector<int32_t> idx;
@@ -298,8 +299,12 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
     int32_t *idx_device = routed ? up(idx) : nullptr;
     float *weight_device = routed ? up(weight) : nullptr;
     dsv2i_cuda_expert *table_device = up(table);
-    expect(dsv2i_cuda_experts_few(&to, step.device, y, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter) == cudaSuccess, "launch");
-    expect(dsv2i_cuda_experts_few(&one, alone.device, y_alone, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter) == cudaSuccess, "launch");
+    auto run = [&](const dsv2i_cuda_launch *on, const dsv2i_cuda_step *rows, float *out) {
+        expect(dsv2i_cuda_experts_few(on, rows, out, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter)
+                   == cudaSuccess, "launch");
+    };
+    run(&to, step.device, y);
+    run(&one, alone.device, y_alone);
     for (int i = 0; i < n; i++)
         for (int j = 0; j < top_k; j++) {
             std::vector<Weight> &w = experts[(size_t)(routed ? idx[(size_t)(i * top_k + j)] : 0)];
@@ -416,7 +421,8 @@ void check_prepare(int heads, int nope, int rank, int rope, dsv2i_backend *cpu)
         std::vector<float> spoilt = kv;
         cpu_kv_write(cpu, want.data(), spoilt.data(), type, rank, rope);
         for (size_t k = 0; k < bytes; k++)
-            expect(b[3 * bytes + k] == want[k] || (type == DSV2I_KV_BF16 && std::isnan(kv[k / 2])), "row %d, type %d, byte %zu: %02x for %02x", row, type, k, b[3 * bytes + k], want[k]);
+            expect(b[3 * bytes + k] == want[k] || (type == DSV2I_KV_BF16 && std::isnan(kv[k / 2])),
+                   "row %d, type %d, byte %zu: %02x for %02x", row, type, k, b[3 * bytes + k], want[k]);
     }
 }
 

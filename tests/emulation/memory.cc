@@ -1,7 +1,8 @@
 /* The machine's state, and its memory.
  *
  * Device memory is one range that only the device can touch: after its work the pages are closed, for some seeds, so that a host that uses a
- * device pointer stops there.  Addresses are not used again before the next reset.  Around each allocation the sanitizer is told not to allow anything.
+ * device pointer stops there.  Addresses are not used again before the next reset.  Around each allocation the sanitizer is told to allow
+ * nothing.
  *
  * SPDX-License-Identifier: MIT */
 #include "machine.h"

@@ -186,7 +186,11 @@ static cudaError_t check(Stream *s)
 
 /* ---- launches ------------------------------------------------------------------------------------------------------------------ */
 
-static int shared_optin() { return machine.major == 8 && machine.minor == 0 ? 163 << 10 : machine.major == 9 || machine.major == 10 ? 227 << 10 : 99 << 10; }
+/* Shared memory that a block can ask for (CUDA programming guide, compute capabilities). */
+static int shared_optin()
+{
+    return machine.major == 9 || machine.major == 10 ? 227 << 10 : machine.major == 8 && machine.minor == 0 ? 163 << 10 : 99 << 10;
+}
 
 cudaError_t set_attribute(const void *kernel, cudaFuncAttribute attr, int value)
 {

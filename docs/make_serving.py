@@ -10,7 +10,7 @@ import json
 import math
 from pathlib import Path
 
-# The fastest of each figure's samples: the machine did other work, too.
+# Medians: the machine did nothing else.
 DOCS = Path(__file__).resolve().parent
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44")
 
@@ -50,17 +50,17 @@ def plot(title, x_label, y_label, xs, series):
 
 
 def throughput(bench):
-    xs = [int(n) for n in bench["speed"][0]["decode_fastest"]]
+    xs = [int(n) for n in bench["speed"][0]["decode"]]
     contexts = list(dict.fromkeys(row["context"] for row in bench["speed"]))
     series = [(f"{row['context']:,} tokens, {row['kv']}", COLOURS[contexts.index(row["context"]) % 3], row["kv"] != "bf16",
-               list(row["decode_fastest"].values())) for row in bench["speed"]]
+               list(row["decode"].values())) for row in bench["speed"]]
     return plot("Decoding together, bundled model, 2 CPU cores", "sessions in a step", "tokens per second, all together", xs, series)
 
 
 def fit(bench, kv):
     """Seconds of a step = a + b sessions + c sessions context, least relative squares; (a, b, c, largest relative error)."""
     rows = [(1.0, n, n * row["context"], n / rate) for row in bench["speed"] if row["kv"] == kv
-            for n, rate in ((int(k), v) for k, v in row["decode_fastest"].items())]
+            for n, rate in ((int(k), v) for k, v in row["decode"].items())]
     m = [[sum(r[i] * r[j] / r[3] ** 2 for r in rows) for j in range(3)] + [sum(r[i] / r[3] for r in rows)] for i in range(3)]
     for i in range(3):  # Gauss-Jordan on the 3 by 4 matrix
         m[i] = [x / m[i][i] for x in m[i]]
@@ -119,10 +119,10 @@ def main():
         print(f"{kv}: step = {1e6 * a:.0f} us + {1e6 * b:.0f} us per session + {1e9 * c:.0f} ns per session and token; "
               f"worst {100 * worst:.0f}%")
     for row in bench["speed"]:
-        print(f"| {row['kv']} | {row['context']:,} | {row['prefill_fastest']:,.0f} | " + " | ".join(f"{v:,.0f}" for v in row["decode_fastest"].values()) + " |")
+        print(f"| {row['kv']} | {row['context']:,} | {row['prefill']:,.0f} | " + " | ".join(f"{v:,.0f}" for v in row["decode"].values()) + " |")
     for row in bench["prefix"]:
-        print(f"| {row['kv']} | {row['prompt']:,} | {row['reused']:,} | {1e3 * row['fresh_fastest_s']:.1f} | {1e3 * row['stored_fastest_s']:.1f} | "
-              f"{row['fresh_fastest_s'] / row['stored_fastest_s']:.1f} |")
+        print(f"| {row['kv']} | {row['prompt']:,} | {row['reused']:,} | {1e3 * row['fresh_s']:.1f} | {1e3 * row['stored_s']:.1f} | "
+              f"{row['fresh_s'] / row['stored_s']:.1f} |")
     for row in bench["memory"]:
         print({k: v if isinstance(v, str) or v < 1e5 else f"{v / 2 ** 20:.2f} MiB" for k, v in row.items()})
 

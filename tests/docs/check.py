@@ -90,8 +90,8 @@ def main():
         if not page.parts[0].startswith((".", "build")):
             case(f"links of {page}", list(dead_links(ROOT / page)))
 
-    known = files(".c", ".h", ".py", ".md", ".json", ".build", ".abi")
-    sources = set(re.findall(r"\w+", "\n".join(p.read_text() for p in files(".c", ".h", ".py", ".map")
+    known = files(".c", ".h", ".cu", ".cuh", ".cc", ".py", ".md", ".json", ".build", ".abi")
+    sources = set(re.findall(r"\w+", "\n".join(p.read_text() for p in files(".c", ".h", ".cu", ".cuh", ".cc", ".py", ".map")
                                                if p.relative_to(ROOT).parts[0] in ("include", "lib", "kernels", "bindings"))))
     programs = {p.name for p in (build / "examples").glob("dsv2-*")} | {"dsv2-verify"}
     for page in ("README.md", "CONTRIBUTING.md", "NEWS.md", "docs/architecture.md", "docs/abi.md", "docs/numerics.md", "docs/model.md"):

@@ -307,10 +307,8 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
     run(&one, alone.device, y_alone);
     for (int i = 0; i < n; i++)
         for (int j = 0; j < top_k; j++) {
-            std::vector<Weight> &w = experts[(size_t)(routed ? idx[(size_t)(i * top_k + j)] : 0)];
+            const std::vector<Weight> &w = experts[(size_t)(routed ? idx[(size_t)(i * top_k + j)] : 0)];
             const dsv2i_ffn ffn = {w[0].host, w[1].host, w[2].host};
-            for (Weight &one_of : w)
-                one_of.host.data = dtype == DSV2I_F32 ? (void *)one_of.full.data() : (void *)one_of.half.data();
             ref_ffn(part.data(), &xd[(size_t)(i * hidden)], &ffn);
             for (int k = 0; k < hidden; k++)
                 want[(size_t)(i * hidden + k)] += part[(size_t)k] * (routed ? (double)weight[(size_t)(i * top_k + j)] : 1.0);

@@ -254,18 +254,6 @@ const unsigned char *meet(unsigned mask, const void *given, size_t size, const c
     return self->seen;
 }
 
-unsigned __attribute__((noinline)) ballot(unsigned mask, int predicate)
-{
-    int given = predicate != 0;
-    const unsigned char *all = meet(mask, &given, sizeof given, "__ballot_sync");
-    unsigned result = 0;
-
-    for (unsigned l = 0; l < 32; l++)
-        if (mask >> l & 1)
-            result |= (unsigned)(all[sizeof given * l] != 0) << l;
-    return result;
-}
-
 /* ---- running ------------------------------------------------------------------------------------------------------------------- */
 
 static void thread_entry()
@@ -408,7 +396,17 @@ void grid_finish(Grid *g)
 
 }
 
-unsigned __ballot_sync(unsigned mask, int predicate) { return emu::ballot(mask, predicate); }
+unsigned __ballot_sync(unsigned mask, int predicate)
+{
+    int given = predicate != 0;
+    const unsigned char *all = emu::meet(mask, &given, sizeof given, "__ballot_sync");
+    unsigned result = 0;
+
+    for (unsigned l = 0; l < 32; l++)
+        if (mask >> l & 1)
+            result |= (unsigned)(all[sizeof given * l] != 0) << l;
+    return result;
+}
 
 unsigned __match_any_sync(unsigned mask, unsigned value)
 {

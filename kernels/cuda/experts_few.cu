@@ -8,42 +8,10 @@
  * The order of a sum depends on the shape alone: the same bits for a row in any company.
  *
  * SPDX-License-Identifier: MIT */
+#include "dots.cuh"
 #include "launch.cuh"
-#include "load.cuh"
-#include "warp.cuh"
 
 static const int warps = 8, held = 4; /* of a block; weight rows of a warp */
-
-/* sum[r] = w[r] . x, in all lanes */
-template <int dtype, int width> static __device__ __forceinline__ void dots(float (&sum)[held], const void *const (&w)[held], const float *x, int n)
-{
-    const int lane = (int)threadIdx.x % 32;
-
-#pragma unroll
-    for (int r = 0; r < held; r++)
-        sum[r] = 0;
-    for (int col = lane * width; col < n; col += 32 * width) {
-        float a[held][width], b[width];
-
-#pragma unroll
-        for (int r = 0; r < held; r++)
-            dsv2i_load_weight<dtype, width>(a[r], w[r], col);
-        dsv2i_load_x(b, x + col);
-#pragma unroll
-        for (int r = 0; r < held; r++)
-#pragma unroll
-            for (int k = 0; k < width; k++)
-                sum[r] = fmaf(a[r][k], b[k], sum[r]);
-    }
-#pragma unroll
-    for (int r = 0; r < held; r++)
-        sum[r] = dsv2i_warp_sum(sum[r]);
-}
-
-template <int dtype> static __device__ __forceinline__ const void *row_of(const void *w, int row, int cols)
-{
-    return (const char *)w + (size_t)row * (size_t)cols * (dtype == DSV2I_F32 ? 4 : 2);
-}
 
 template <int dtype, int width>
 static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const float *x, const dsv2i_cuda_expert *experts, const int *idx,
@@ -51,18 +19,18 @@ static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const fl
 {
     const int slot = (int)blockIdx.y, row = slot / top_k, lane = (int)threadIdx.x % 32;
     const int first = ((int)blockIdx.x * warps + (int)threadIdx.x / 32) * 2, second = first + 1 < inter ? first + 1 : first;
-    float sum[held];
+    float sum[held][1];
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     if (row >= step->n_rows || first >= inter)
         return;
     const dsv2i_cuda_expert e = experts[idx ? idx[slot] : 0];
-    const void *const w[held] = {row_of<dtype>(e.gate, first, hidden), row_of<dtype>(e.gate, second, hidden),
-                                 row_of<dtype>(e.up, first, hidden), row_of<dtype>(e.up, second, hidden)};
-    dots<dtype, width>(sum, w, x + (size_t)row * (size_t)hidden, hidden);
+    const void *const w[held] = {dsv2i_row<dtype>(e.gate, first, hidden), dsv2i_row<dtype>(e.gate, second, hidden),
+                                 dsv2i_row<dtype>(e.up, first, hidden), dsv2i_row<dtype>(e.up, second, hidden)};
+    dsv2i_dots<dtype, width>(sum, w, x + (size_t)row * (size_t)hidden, hidden, 1, hidden, 0, 1);
     if (lane < 2 && first + lane < inter) {
-        float gate = lane ? sum[1] : sum[0], up = lane ? sum[3] : sum[2];
+        float gate = lane ? sum[1][0] : sum[0][0], up = lane ? sum[3][0] : sum[2][0];
 
         h[(size_t)slot * (size_t)inter + (size_t)(first + lane)] = gate / (1.0f + expf(-gate)) * up;
     }
@@ -82,17 +50,16 @@ static __global__ void down_kernel(const dsv2i_cuda_step *step, float *y, const 
     for (int j = (int)threadIdx.x / 32; j < top_k; j += warps) {
         const int slot = row * top_k + j;
         const void *down = experts[idx ? idx[slot] : 0].down, *w[held];
-        float sum[held];
+        float sum[held][1];
 
 #pragma unroll
         for (int r = 0; r < held; r++) /* past the last row: the last again */
-            w[r] = row_of<dtype>(down, first + r < hidden ? first + r : hidden - 1, inter);
-        const void *const fixed[held] = {w[0], w[1], w[2], w[3]};
-        dots<dtype, width>(sum, fixed, h + (size_t)slot * (size_t)inter, inter);
+            w[r] = dsv2i_row<dtype>(down, first + r < hidden ? first + r : hidden - 1, inter);
+        dsv2i_dots<dtype, width>(sum, w, h + (size_t)slot * (size_t)inter, inter, 1, inter, 0, 1);
         if (lane == 0)
 #pragma unroll
             for (int r = 0; r < held; r++)
-                parts[j * held + r] = idx ? weight[slot] * sum[r] : sum[r];
+                parts[j * held + r] = idx ? weight[slot] * sum[r][0] : sum[r][0];
     }
     __syncthreads();
     if ((int)threadIdx.x < held && first + (int)threadIdx.x < hidden) {

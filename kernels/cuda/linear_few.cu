@@ -7,9 +7,8 @@
  * The order of a sum depends on the weight's shape alone: the same bits for a row of x in any company.
  *
  * SPDX-License-Identifier: MIT */
+#include "dots.cuh"
 #include "launch.cuh"
-#include "load.cuh"
-#include "warp.cuh"
 
 static const int warps = 8, held = 4, most_rows = 8; /* of a block; weight rows of a warp; rows of x */
 
@@ -20,8 +19,7 @@ static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, 
 {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, group = warp / share, part = warp % share;
     const int first = ((int)blockIdx.x * (warps / share) + group) * held, row = (int)blockIdx.y * most_rows;
-    const size_t bytes = (size_t)cols * (dtype == DSV2I_F32 ? 4 : 2);
-    float sum[held][rows] = {}, *parts = (float *)dsv2i_shared();
+    float sum[held][rows], *parts = (float *)dsv2i_shared();
     int n;
 
     dsv2i_wait_dependency();
@@ -30,34 +28,17 @@ static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, 
     if (n <= 0)
         return;
     x += (size_t)row * (size_t)cols;
-    for (int col = (part * 32 + lane) * width; col < cols; col += share * 32 * width) {
-        float a[held][width];
-
+    const void *rows_of_w[held];
 #pragma unroll
-        for (int r = 0; r < held; r++) /* past the last row of the weight: the last again */
-            dsv2i_load_weight<dtype, width>(a[r], (const char *)w + (size_t)(first + r < w_rows ? first + r : w_rows - 1) * bytes, col);
-#pragma unroll
-        for (int i = 0; i < rows; i++)
-            if (i < n) {
-                float b[width];
-
-                dsv2i_load_x(b, x + (size_t)i * (size_t)cols + col);
-#pragma unroll
-                for (int r = 0; r < held; r++)
-#pragma unroll
-                    for (int k = 0; k < width; k++)
-                        sum[r][i] = fmaf(a[r][k], b[k], sum[r][i]);
-            }
-    }
+    for (int r = 0; r < held; r++) /* past the last row of the weight: the last again */
+        rows_of_w[r] = dsv2i_row<dtype>(w, first + r < w_rows ? first + r : w_rows - 1, cols);
+    dsv2i_dots<dtype, width>(sum, rows_of_w, x, cols, n, cols, part, share);
 #pragma unroll
     for (int r = 0; r < held; r++)
 #pragma unroll
-        for (int i = 0; i < rows; i++) {
-            float s = dsv2i_warp_sum(sum[r][i]);
-
+        for (int i = 0; i < rows; i++)
             if (lane == 0)
-                parts[(warp * held + r) * rows + i] = s;
-        }
+                parts[(warp * held + r) * rows + i] = sum[r][i];
     __syncthreads();
     for (int i = (int)threadIdx.x; i < warps / share * held * rows; i += (int)blockDim.x) {
         int g = i / (held * rows), r = i / rows % held, at = i % rows, out = ((int)blockIdx.x * (warps / share) + g) * held + r;

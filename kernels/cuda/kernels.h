@@ -18,8 +18,9 @@ extern "C" {
 
 /* A step on the device; its arrays are device memory, too. */
 struct dsv2i_cuda_step {
-    int32_t n_rows;
+    int32_t n_rows, n_seqs;           /* n_seqs at most n_rows */
     const int32_t *token, *pos, *seq; /* (n_rows) */
+    const int32_t *first;             /* (n_seqs + 1) first row of each sequence; then n_rows */
     const struct dsv2i_seq *seqs;     /* page: a device array of device pointers */
     float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
 };
@@ -34,6 +35,9 @@ struct dsv2i_cuda_launch {
     cudaStream_t stream;
     int32_t max_rows; /* n_rows is at most this */
     int32_t early;    /* it may begin before the launch in front of it has ended (sm_90) */
+    int32_t sm;       /* the card's capability, 10 * major + minor, as 90; and its multiprocessors */
+    int32_t n_sms;
+    int32_t invariant; /* a row's bits must not depend on what stands beside it, nor on max_rows */
 };
 
 /* step->rope, from step->pos.  inv_freq (rope / 2). */

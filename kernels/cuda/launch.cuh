@@ -6,12 +6,19 @@
 #include "device.cuh"
 #include "kernels.h"
 
+#define DSV2I_SHARED_FREELY (48 << 10) /* bytes of shared memory that a block may have without being asked for */
+
 template <class... P, class... A>
 static cudaError_t dsv2i_launch(const dsv2i_cuda_launch *to, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args)
 {
     cudaLaunchAttribute early = {};
     cudaLaunchConfig_t config = {};
 
+    if (shared > DSV2I_SHARED_FREELY) {
+        cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        if (e)
+            return e;
+    }
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid;

@@ -1,155 +1,9 @@
-/* Every kernel of the CUDA backend by itself, on shapes that are real wherever it tiles or branches, against the same in double.  On the
- * emulated machine each check runs with several seeds; built by nvcc the same file runs on a card.
+/* Every kernel of the CUDA backend by itself, on shapes that are real wherever it tiles or branches, against the same in double.
  *
  * SPDX-License-Identifier: MIT */
-#include <cmath>
-#include <cstdarg>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <string>
-#include <vector>
-
-#include <kernels.h>
-
-#ifdef DSV2I_EMULATED
-#include <machine.h>
-#endif
-
-extern "C" {
-#include "cpu_record.h"
-#include "reference64.h"
-}
+#include "checks.h"
 
 namespace {
-
-int failed, count;
-bool case_failed;
-std::string case_name;
-cudaStream_t stream;
-uint64_t state;
-
-void expect(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void expect(bool ok, const char *format, ...)
-{
-    va_list args;
-
-    if (ok || case_failed)
-        return;
-    case_failed = true;
-    printf("# %s: ", case_name.c_str());
-    va_start(args, format);
-    vprintf(format, args);
-    va_end(args);
-    printf("\n");
-}
-
-float uniform(float from, float to)
-{
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return from + (to - from) * (float)(state >> 40) * 0x1p-24f;
-}
-
-std::vector<float> normals(size_t n, float scale = 1)
-{
-    std::vector<float> x(n);
-    for (float &v : x) {
-        v = 0;
-        for (int i = 0; i < 6; i++)
-            v += uniform(-1, 1);
-        v *= 0.7071f * scale;
-    }
-    return x;
-}
-
-template <class T> T *up(const std::vector<T> &from)
-{
-    T *to;
-    expect(cudaMalloc((void **)&to, from.size() * sizeof(T) + 1) == cudaSuccess, "no device memory");
-    cudaMemcpyAsync(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
-    return to;
-}
-
-template <class T> std::vector<T> down(const T *from, size_t n)
-{
-    std::vector<T> to(n);
-    cudaMemcpyAsync(to.data(), from, n * sizeof(T), cudaMemcpyDeviceToHost, stream);
-    cudaError_t e = cudaStreamSynchronize(stream);
-    expect(e == cudaSuccess, "%s", cudaGetErrorString(e));
-    return to;
-}
-
-/* Memory for n elements, all bits set, so that what no kernel wrote can be told. */
-template <class T> T *unset(size_t n)
-{
-    std::vector<T> ones(n);
-    memset(ones.data(), 0xFF, n * sizeof(T));
-    return up(ones);
-}
-
-template <class T> bool is_unset(const T &x)
-{
-    T ones;
-    memset(&ones, 0xFF, sizeof ones);
-    return !memcmp(&x, &ones, sizeof x);
-}
-
-void close_to(const std::vector<float> &got, const std::vector<double> &want, double tolerance)
-{
-    double square = 0;
-
-    for (double w : want)
-        square += w * w;
-    for (size_t i = 0; i < want.size() && !case_failed; i++) {
-        double error = fabs((double)got[i] - want[i]) / (fmax(fabs(want[i]), sqrt(square / (double)want.size())) + 1e-30);
-        expect(error <= tolerance, "error %.3g at %zu: %.9g for %.9g", error, i, (double)got[i], want[i]);
-    }
-    for (size_t i = want.size(); i < got.size(); i++)
-        expect(is_unset(got[i]), "wrote at %zu, past the last row", i);
-}
-
-/* A step of rows: each a sequence of its own with pages in device memory. */
-struct Step {
-    dsv2i_cuda_step host{};
-    dsv2i_cuda_step *device;
-    int rows;
-    std::vector<int32_t> pos;
-    std::vector<void *> pages; /* the page of each row's position */
-    Step(const std::vector<int32_t> &positions, const std::vector<int32_t> &tokens, const std::vector<int32_t> &types, size_t page_bytes,
-         int rope)
-        : rows((int)positions.size()), pos(positions)
-    {
-        std::vector<int32_t> seq;
-        std::vector<dsv2i_seq> seqs;
-        for (int i = 0; i < rows; i++) {
-            std::vector<void *> table((size_t)pos[(size_t)i] / DSV2I_PAGE_TOKENS + 1, nullptr);
-            table.back() = unset<char>(page_bytes);
-            pages.push_back(table.back());
-            seqs.push_back({up(table), DSV2I_ABSORBED, types.empty() ? 0 : types[(size_t)i]});
-            seq.push_back(i);
-        }
-        host.n_rows = rows;
-        host.token = up(tokens.empty() ? std::vector<int32_t>((size_t)rows) : tokens);
-        host.pos = up(pos);
-        host.seq = up(seq);
-        host.seqs = up(seqs);
-        host.rope = unset<float>((size_t)((rows + 3) * rope));
-        device = up(std::vector<dsv2i_cuda_step>{host});
-    }
-    dsv2i_cuda_launch launch() const { return {stream, rows + 3, 1}; } /* as a graph for more rows */
-};
-
-std::vector<int32_t> zeros(int n) { return std::vector<int32_t>((size_t)n); }
-
-std::vector<double> frequencies(int rope)
-{
-    std::vector<double> f;
-    for (int i = 0; i < rope / 2; i++)
-        f.push_back(pow(10000, -2.0 * i / rope));
-    return f;
-}
-
-/* ---- checks ------------------------------------------------------------------------------------------------------------------------ */
 
 void check_rope(int rope)
 {
@@ -219,30 +73,6 @@ void check_norm(int rows, int dim, int extra, float scale)
         expect(is_unset(rounded[i]), "wrote past the last row");
 }
 
-/* A weight of the host with its copy in device memory. */
-struct Weight {
-    std::vector<float> full;
-    std::vector<uint16_t> half;
-    dsv2i_weight host = {};
-    const void *device;
-    Weight(int dtype, int rows, int cols, float scale) : full(normals((size_t)(rows * cols), scale)), half(full.size())
-    {
-        for (size_t i = 0; i < full.size(); i++) {
-            _Float16 f16 = (_Float16)full[i];
-            uint32_t bits;
-            memcpy(&bits, &full[i], 4);
-            half[i] = (uint16_t)(bits >> 16);
-            if (dtype == DSV2I_F16)
-                memcpy(&half[i], &f16, 2);
-        }
-        host.dtype = dtype;
-        host.rows = rows;
-        host.cols = cols;
-        host.data = dtype == DSV2I_F32 ? (void *)full.data() : (void *)half.data();
-        device = dtype == DSV2I_F32 ? (void *)up(full) : (void *)up(half);
-    }
-};
-
 /* The same for rows alone and in company: bits. */
 void check_linear(int dtype, int n, int rows, int cols, int accumulate, bool exact = false)
 {
@@ -251,7 +81,7 @@ void check_linear(int dtype, int n, int rows, int cols, int accumulate, bool exa
     const Weight w(dtype, rows, cols, 1);
     std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
     dsv2i_weight on_device = w.host;
-    dsv2i_cuda_launch to = exact ? dsv2i_cuda_launch{stream, n, 1} : step.launch(), one = {stream, 1, 0};
+    dsv2i_cuda_launch to = exact ? launch_for(n) : step.launch(), one = launch_for(1, 0);
 
     on_device.data = w.device;
     float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size()), *y_alone = accumulate ? up(start) : unset<float>(start.size());
@@ -282,7 +112,7 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
     std::vector<dsv2i_cuda_expert> table;
     std::vector<int32_t> idx;
     std::vector<double> xd(x.begin(), x.end()), want(start.begin(), start.begin() + n * hidden), part((size_t)hidden);
-    dsv2i_cuda_launch to = step.launch(), one = {stream, 1, 1};
+    dsv2i_cuda_launch to = step.launch(), one = launch_for(1);
 
     for (int e = 0; e < n_experts; e++) {
         std::vector<Weight> w;
@@ -460,28 +290,6 @@ void check_route(int n, dsv2i_route route, const char *what)
         expect(is_unset(got[i]), "wrote past the last row");
 }
 
-template <class F> void run(const std::string &name, int seeds, F check)
-{
-    case_name = name;
-    case_failed = false;
-#ifdef DSV2I_EMULATED
-    for (int seed = 0; seed < seeds && !case_failed; seed++) {
-        emu::reset((uint64_t)seed);
-#else
-    {
-#endif
-        state = 1;
-        expect(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess, "no stream");
-        check();
-        cudaError_t e = cudaDeviceSynchronize();
-        expect(e == cudaSuccess, "%s", cudaGetErrorString(e));
-        cudaStreamDestroy(stream);
-    }
-    failed += case_failed;
-    printf("%s %d - %s\n", case_failed ? "not ok" : "ok", ++count, name.c_str());
-    fflush(stdout);
-}
-
 void *heap_alloc(void *, size_t size, size_t alignment) { return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment); }
 void heap_free(void *, void *ptr, size_t) { free(ptr); }
 
@@ -532,6 +340,5 @@ int main()
     run("moe_route 512", 2, [] { check_route(512, {32, 5, 40, 0, 2.5f}, "512"); });
     run("moe_route 3 of 5", 2, [] { check_route(5, {1, 1, 3, 1, 1}, "5"); });
     cpu->op->close(cpu);
-    printf("1..%d\n", count);
-    return failed != 0;
+    return finish();
 }

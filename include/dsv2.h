@@ -74,6 +74,7 @@ typedef int32_t dsv2_status;
 #define DSV2_ERR_CANCELLED (-60)    /* a callback or dsv2_session_cancel() asked to stop */
 #define DSV2_ERR_NUMERIC (-70)      /* NaN among the logits, or no token left to choose from */
 #define DSV2_ERR_FORKED (-80)       /* the context belongs to another process */
+#define DSV2_ERR_DEVICE (-81)       /* the GPU failed or was lost: its context's models are of no more use, the host's state is */
 #define DSV2_ERR_INTERNAL (-90)     /* a bug in libdsv2; please report it */
 
 /* Name of a status, e.g. "DSV2_ERR_IO".  Static storage; never NULL. */

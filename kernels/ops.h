@@ -7,13 +7,15 @@
  * row and its sequence alone: the same bits whatever other rows stand beside it, however they were cut into calls, and for
  * any thread count.  (n, d) in comments is a row-major matrix.  Activations are fp32.
  *
- * Operations return nothing: memory is there before they start (reserve), and device errors are sticky until finish. */
+ * Operations return nothing: memory is there before they start (reserve), and device errors are sticky until finish.  Pointers to
+ * activations, weights and pages are the backend's memory, which the host may not be able to read. */
 #ifndef DSV2I_OPS_H
 #define DSV2I_OPS_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+#define DSV2I_MOST_ROWS 4096 /* of a step */
 #define DSV2I_PAGE_TOKENS 64 /* tokens in a KV page; also the block in which attention reduces */
 
 /* F8_E4M3 is the type without infinities ("fn"), and goes with scales. */
@@ -62,8 +64,7 @@ struct dsv2i_shape {
  * DSV2I_SCALE_COLS unless it is cols.  Scales are positive, and finite times the greatest code. */
 struct dsv2i_weight {
     int32_t dtype, rows, cols;
-    const void *data;  /* CPU: the checkpoint's own bytes, not copied; they outlive the backend's use.  Aligned to an element */
-    void *priv;        /* backend's own, e.g. a packed copy */
+    const void *data;  /* of the checkpoint, aligned to an element, until weight_put makes it the backend's */
     const float *scale; /* (ceil(rows / scale_rows), ceil(cols / scale_cols)); not used for other types */
     int32_t scale_rows, scale_cols;
 };
@@ -84,6 +85,7 @@ struct dsv2i_mla {
 
 struct dsv2i_ffn {
     struct dsv2i_weight gate, up, down; /* (inter, hidden), (inter, hidden), (hidden, inter) */
+    const void *table; /* the backend's, of this one and those behind it in an array: see table_put */
 };
 
 enum dsv2i_attention { DSV2I_ABSORBED = 0, DSV2I_EXPANDED = 1 };
@@ -103,6 +105,8 @@ struct dsv2i_batch {
     const int32_t *pos;      /* (n_rows) position in the sequence, from 0 */
     const int32_t *seq;      /* (n_rows) index into seqs, ascending */
     const struct dsv2i_seq *seqs;
+    const void *model;       /* whose weights: steps of the same model that are plain are the same operations on the same memory */
+    int32_t plain;           /* each sequence has one row, whose logits are wanted, and nothing else is */
 };
 
 struct dsv2i_score {
@@ -121,8 +125,20 @@ struct dsv2i_ops {
     void *(*mem_alloc)(struct dsv2i_backend *be, size_t bytes);
     void (*mem_free)(struct dsv2i_backend *be, void *ptr, size_t bytes);
 
-    /* Copy between two places, each in backend memory or the host's. */
-    void (*mem_copy)(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
+    /* Copy between two places, each in backend memory or the host's: 0, or -1 if the device failed.  Not in a step. */
+    int (*mem_copy)(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
+
+    /* Bytes of backend memory that a weight needs; 0 if the backend uses the checkpoint's own bytes, which then outlive that use.
+     * attention: it is kv_b. */
+    size_t (*weight_bytes)(struct dsv2i_backend *be, const struct dsv2i_weight *w, int attention);
+
+    /* Make a weight the backend's, in so many bytes at to: data, scale and dtype change.  0, or -1 if the device failed. */
+    int (*weight_put)(struct dsv2i_backend *be, void *to, struct dsv2i_weight *w, int attention);
+
+    /* The same for what the backend wants to know of n layers in an array, made of weights that are its own: -1 also if it cannot run them
+     * together (types or scales differ). */
+    size_t (*table_bytes)(struct dsv2i_backend *be, int32_t n);
+    int (*table_put)(struct dsv2i_backend *be, void *to, struct dsv2i_ffn *ffn, int32_t n);
 
     /* Bytes of one token of one layer in a page. */
     size_t (*kv_token_bytes)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type);
@@ -132,10 +148,21 @@ struct dsv2i_ops {
     size_t (*scratch_bytes)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t n_rows);
     int (*reserve)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t n_rows);
 
-    /* Begin a step: batch and shape stay valid until finish.  One step at a time per backend (the caller serializes).
-     * finish ends it: 0, or -1 if anything failed since begin. */
-    void (*begin)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
+    /* A step: begin; the operations; submit; fetch; finish.  One at a time per backend (the caller serializes); batch and shape stay
+     * valid until finish.
+     *
+     * begin: 1 if the backend has recorded the operations of such a step (see plain) and none is to be called; else 0.
+     * submit: all operations have been called; what they compute is on its way.
+     * fetch: copy from backend memory to the host; there when finish returns.
+     * finish: 0, or -1 if anything failed since begin; failure then has a text, valid until the next step. */
+    int (*begin)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
+    void (*submit)(struct dsv2i_backend *be);
+    void (*fetch)(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
     int (*finish)(struct dsv2i_backend *be);
+    const char *(*failure)(struct dsv2i_backend *be);
+
+    /* Drop what is recorded of a model; of all when it is NULL. */
+    void (*forget)(struct dsv2i_backend *be, const void *model);
 
     /* x (n_rows, hidden) = rows token[i] of the table */
     void (*embed)(struct dsv2i_backend *be, float *x, const struct dsv2i_weight *table);
@@ -169,7 +196,7 @@ struct dsv2i_ops {
                         const int32_t *idx, const float *weight, int32_t n, int32_t top_k);
 
     /* out[i] = where target[i] stands in log_softmax(head x[i]); memory for a few thousand vocabulary columns at a time only.
-     * x (n, hidden) is already normalized.  A NaN among the logits gives logprob NaN. */
+     * x (n, hidden) is already normalized; target is in the host's memory.  A NaN among the logits gives logprob NaN. */
     void (*score)(struct dsv2i_backend *be, struct dsv2i_score *out, const float *x, const struct dsv2i_weight *head,
                   const int32_t *target, int32_t n);
 };
@@ -177,6 +204,7 @@ struct dsv2i_ops {
 /* Every backend begins with this. */
 struct dsv2i_backend {
     const struct dsv2i_ops *op;
+    int32_t logit_rows; /* rows that share a pass over lm_head: enough to make it a matter of arithmetic, few enough for little memory */
 };
 
 /* The CPU backend.  level: DSV2_CPU_* of dsv2.h (-1 = best); n_threads 0 = one per allowed core.

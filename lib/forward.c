@@ -2,8 +2,7 @@
  * SPDX-License-Identifier: MIT */
 #include "forward.h"
 
-/* Rows that share a pass over lm_head: enough to make it a matter of arithmetic, few enough for little memory. */
-#define LOGIT_ROWS 32
+#define MOST_LOGIT_ROWS 256 /* of any backend */
 
 /* One step's activations, all in one block. */
 struct activations {
@@ -15,15 +14,17 @@ struct activations {
     float *o;       /* (n, heads, v) */
     int32_t *idx;   /* (n, top_k) */
     float *weight;  /* (n, top_k) */
-    float *last;    /* (LOGIT_ROWS, hidden) norm of the rows whose logits are wanted */
-    float *logits;  /* (LOGIT_ROWS, vocab) */
+    float *last;    /* (logit_rows, hidden) norm of the rows whose logits are wanted */
+    float *logits;  /* (logit_rows, vocab) */
     struct dsv2i_score *scores; /* (n) */
 };
 
 /* Lay out activations for n rows in block (NULL: measure only); returns the bytes. */
-static size_t lay_out(struct activations *a, char *block, const struct dsv2i_shape *s, size_t n)
+static size_t lay_out(struct activations *a, char *block, const dsv2_context *ctx, const struct dsv2i_shape *s, size_t n)
 {
-    size_t used = 0, heads = (size_t)s->num_attention_heads, hidden = (size_t)s->hidden_size;
+    size_t used = 0, heads = (size_t)s->num_attention_heads, hidden = (size_t)s->hidden_size, last = (size_t)ctx->backend->logit_rows;
+
+    last = n < last ? n : last;
 
 #define PLACE(field, count) \
     do { \
@@ -39,38 +40,45 @@ static size_t lay_out(struct activations *a, char *block, const struct dsv2i_sha
     PLACE(o, n * heads * (size_t)s->v_head_dim);
     PLACE(idx, n * (size_t)s->num_experts_per_tok);
     PLACE(weight, n * (size_t)s->num_experts_per_tok);
-    PLACE(last, (n < LOGIT_ROWS ? n : LOGIT_ROWS) * hidden);
-    PLACE(logits, (n < LOGIT_ROWS ? n : LOGIT_ROWS) * (size_t)s->vocab_size);
+    PLACE(last, last * hidden);
+    PLACE(logits, last * (size_t)s->vocab_size);
     PLACE(scores, n);
 #undef PLACE
     return used;
 }
 
-size_t dsv2i_forward_bytes(const struct dsv2i_shape *shape, int32_t n_rows)
+size_t dsv2i_forward_bytes(const dsv2_context *ctx, const struct dsv2i_shape *shape, int32_t n_rows)
 {
     struct activations a;
 
-    return lay_out(&a, NULL, shape, (size_t)n_rows);
+    return lay_out(&a, NULL, ctx, shape, (size_t)n_rows);
 }
 
-dsv2_status dsv2i_forward_reserve(dsv2_context *ctx, const struct dsv2i_config *config, int32_t n_rows)
+dsv2_status dsv2i_forward_reserve(dsv2_model *m, int32_t n_rows)
 {
+    dsv2_context *ctx = m->ctx;
     struct dsv2i_backend *be = ctx->backend;
-    size_t bytes = dsv2i_forward_bytes(&config->shape, n_rows);
+    const struct dsv2i_shape *shape = &m->config.shape;
+    size_t bytes = dsv2i_forward_bytes(ctx, shape, n_rows);
     int failed;
 
     dsv2i_context_begin_turn(ctx);
-    failed = be->op->reserve(be, &config->shape, n_rows);
+    failed = be->op->reserve(be, shape, n_rows);
     if (!failed && bytes > ctx->activations_bytes) {
         void *block = be->op->mem_alloc(be, bytes);
 
         if (block) {
+            be->op->forget(be, NULL); /* what is recorded uses the old block */
             if (ctx->activations)
                 be->op->mem_free(be, ctx->activations, ctx->activations_bytes);
             ctx->activations = block;
             ctx->activations_bytes = bytes;
         }
         failed = !block;
+    }
+    if (!failed && n_rows > m->n_rows) {
+        be->op->forget(be, m);
+        m->n_rows = n_rows;
     }
     dsv2i_context_end_turn(ctx);
     return failed ? dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %zu bytes of activations (n_batch %d)", bytes, n_rows)
@@ -90,13 +98,14 @@ static void attention(const dsv2_model *m, int32_t l, struct activations *a, int
     op->rms_norm(be, a->xn, hidden, a->x, hidden, L->input_layernorm, n, hidden, eps);
     if (q_rank) {
         op->linear(be, a->qa, a->xn, &L->q_a_proj, n, 0);
+        op->linear(be, a->kva, a->xn, &L->kv_a_proj_with_mqa, n, 0);
         /* 1e-6 whatever rms_norm_eps says: the remote code builds this norm with its default (spec 3.2) */
         op->rms_norm(be, a->qa, q_rank, a->qa, q_rank, L->q_a_layernorm, n, q_rank, 1e-6f);
         op->linear(be, a->q, a->qa, &L->q_b_proj, n, 0);
     } else {
         op->linear(be, a->q, a->xn, &L->q_proj, n, 0);
+        op->linear(be, a->kva, a->xn, &L->kv_a_proj_with_mqa, n, 0);
     }
-    op->linear(be, a->kva, a->xn, &L->kv_a_proj_with_mqa, n, 0);
     op->mla_prepare(be, a->q, a->kva, &L->mla, l);
     op->mla_attend(be, a->o, a->q, &L->mla, l);
     op->linear(be, a->x, a->o, &L->o_proj, n, 1);
@@ -119,41 +128,90 @@ static void feed_forward(const dsv2_model *m, int32_t l, struct activations *a, 
     }
 }
 
-/* Compute the logits of the n rows in a->last, and hand them out. */
-static void hand_out_logits(const dsv2_model *m, struct activations *a, float *const *to, int32_t n)
+/* Logits of n rows of x to a->logits. */
+static void logits(const dsv2_model *m, struct activations *a, const int32_t *row, int32_t n)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    int32_t hidden = m->config.shape.hidden_size;
+    size_t ld = (size_t)hidden;
+
+    for (int32_t i = 0, end; i < n; i = end) { /* rows that are neighbours together */
+        for (end = i + 1; end < n && row[end] == row[end - 1] + 1;)
+            end++;
+        be->op->rms_norm(be, a->last + (size_t)i * ld, hidden, a->x + (size_t)row[i] * ld, hidden, m->norm, end - i, hidden,
+                         (float)m->config.rms_norm_eps);
+    }
+    be->op->linear(be, a->logits, a->last, &m->lm_head, n, 0);
+}
+
+static void fetch_logits(const dsv2_model *m, const struct activations *a, float *const *to, int32_t n)
 {
     struct dsv2i_backend *be = m->ctx->backend;
     size_t vocab = (size_t)m->config.shape.vocab_size;
 
-    be->op->linear(be, a->logits, a->last, &m->lm_head, n, 0);
     for (int32_t i = 0; i < n; i++)
-        be->op->mem_copy(be, to[i], a->logits + (size_t)i * vocab, vocab * sizeof *a->logits);
+        if (to[i])
+            be->op->fetch(be, to[i], a->logits + (size_t)i * vocab, vocab * sizeof *a->logits);
+}
+
+/* How the n_scores targets of a sequence were foretold. */
+static void scores(const dsv2_model *m, struct activations *a, const struct dsv2i_output *o)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    int32_t hidden = m->config.shape.hidden_size;
+
+    be->op->rms_norm(be, a->xn, hidden, a->x + (size_t)o->row * (size_t)hidden, hidden, m->norm, o->n_scores, hidden,
+                     (float)m->config.rms_norm_eps);
+    be->op->score(be, a->scores, a->xn, &m->lm_head, o->target, o->n_scores);
+    be->op->fetch(be, o->scores, a->scores, (size_t)o->n_scores * sizeof *o->scores);
 }
 
 static void outputs(const dsv2_model *m, struct activations *a, const struct dsv2i_output *out, int32_t n_out)
 {
-    struct dsv2i_backend *be = m->ctx->backend;
-    const struct dsv2i_ops *op = be->op;
-    int32_t hidden = m->config.shape.hidden_size, held = 0;
-    size_t ld = (size_t)hidden;
-    float eps = (float)m->config.rms_norm_eps, *to[LOGIT_ROWS];
+    int32_t held = 0, row[MOST_LOGIT_ROWS];
+    float *to[MOST_LOGIT_ROWS];
 
     for (const struct dsv2i_output *o = out; o < out + n_out; o++) {
-        if (o->n_scores) {
-            op->rms_norm(be, a->xn, hidden, a->x + (size_t)o->row * ld, hidden, m->norm, o->n_scores, hidden, eps);
-            op->score(be, a->scores, a->xn, &m->lm_head, o->target, o->n_scores);
-            op->mem_copy(be, o->scores, a->scores, (size_t)o->n_scores * sizeof *o->scores);
-        }
+        if (o->n_scores)
+            scores(m, a, o);
         if (o->logits) {
-            op->rms_norm(be, a->last + (size_t)held * ld, hidden, a->x + (size_t)(o->row + o->n_rows - 1) * ld, hidden, m->norm, 1,
-                         hidden, eps);
+            row[held] = o->row + o->n_rows - 1;
             to[held++] = o->logits;
         }
-        if (held == LOGIT_ROWS || (held && o + 1 == out + n_out)) {
-            hand_out_logits(m, a, to, held);
+        if (held == m->ctx->backend->logit_rows || (held && o + 1 == out + n_out)) {
+            logits(m, a, row, held);
+            fetch_logits(m, a, to, held);
             held = 0;
         }
     }
+}
+
+/* A decode step of sessions: one row each, and their logits. */
+static int32_t is_plain(const struct dsv2i_backend *be, const struct dsv2i_batch *batch, const struct dsv2i_output *out)
+{
+    if (batch->n_rows != batch->n_seqs || batch->n_rows > be->logit_rows)
+        return 0;
+    for (int32_t i = 0; i < batch->n_seqs; i++)
+        if (!out[i].logits || out[i].n_scores)
+            return 0;
+    return 1;
+}
+
+/* The logits of a plain step: of all rows, also of those that nobody wants any more, so that the operations are always the same. */
+static void plain_outputs(const dsv2_model *m, struct activations *a, const struct dsv2i_output *out, int32_t n, int recorded)
+{
+    struct dsv2i_backend *be = m->ctx->backend;
+    float *to[MOST_LOGIT_ROWS];
+    int32_t row[MOST_LOGIT_ROWS];
+
+    for (int32_t i = 0; i < n; i++) {
+        row[i] = i;
+        to[i] = out[i].logits;
+    }
+    if (!recorded)
+        logits(m, a, row, n);
+    be->op->submit(be);
+    fetch_logits(m, a, to, n);
 }
 
 dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, dsv2i_poll_fn poll,
@@ -162,26 +220,36 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     struct dsv2i_backend *be = m->ctx->backend;
     const struct dsv2i_ops *op = be->op;
     const struct dsv2i_shape *s = &m->config.shape;
-    int32_t n = batch->n_rows, cancelled = 0, failed;
+    int32_t n = batch->n_rows, cancelled = 0, recorded, failed;
+    struct dsv2i_batch b = *batch;
     struct activations a = {0};
+    dsv2_status status;
 
+    b.model = m;
+    b.plain = is_plain(be, batch, out);
     dsv2i_context_begin_turn(m->ctx);
-    lay_out(&a, m->ctx->activations, s, (size_t)n);
-    op->begin(be, s, batch);
-    op->embed(be, a.x, &m->embed_tokens);
-    for (int32_t l = 0; l < s->num_hidden_layers && !cancelled; l++) {
-        attention(m, l, &a, n);
-        feed_forward(m, l, &a, n);
+    lay_out(&a, m->ctx->activations, m->ctx, s, (size_t)m->n_rows);
+    recorded = op->begin(be, s, &b);
+    if (recorded) {
         cancelled = poll(user);
+    } else {
+        op->embed(be, a.x, &m->embed_tokens);
+        for (int32_t l = 0; l < s->num_hidden_layers && !cancelled; l++) {
+            attention(m, l, &a, n);
+            feed_forward(m, l, &a, n);
+            cancelled = poll(user);
+        }
     }
-    if (!cancelled)
-        outputs(m, &a, out, batch->n_seqs);
+    if (!cancelled && b.plain) {
+        plain_outputs(m, &a, out, n, recorded);
+    } else if (!cancelled) {
+        outputs(m, &a, out, b.n_seqs);
+        op->submit(be);
+    }
     failed = op->finish(be);
+    status = cancelled ? dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled")
+           : failed    ? dsv2i_fail(DSV2_ERR_DEVICE, "session: %s", op->failure(be))
+                       : DSV2_OK;
     dsv2i_context_end_turn(m->ctx);
-
-    if (cancelled)
-        return dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");
-    if (failed)
-        return dsv2i_fail(DSV2_ERR_INTERNAL, "session: the backend failed");
-    return DSV2_OK;
+    return status;
 }

@@ -19,10 +19,10 @@ struct dsv2i_output {
 typedef int32_t (*dsv2i_poll_fn)(void *user);
 
 /* Bytes of activations for steps of up to n_rows rows. */
-size_t dsv2i_forward_bytes(const struct dsv2i_shape *shape, int32_t n_rows);
+size_t dsv2i_forward_bytes(const dsv2_context *ctx, const struct dsv2i_shape *shape, int32_t n_rows);
 
-/* Have activations and backend scratch for such steps in the context.  NOMEM leaves everything as it was. */
-dsv2_status dsv2i_forward_reserve(dsv2_context *ctx, const struct dsv2i_config *config, int32_t n_rows);
+/* Have activations and backend scratch for such steps of the model in its context.  NOMEM leaves everything as it was. */
+dsv2_status dsv2i_forward_reserve(dsv2_model *m, int32_t n_rows);
 
 /* Compute the batch (reserved for); out (n_seqs).  CANCELLED when poll has ended it; outputs are then untouched. */
 dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, dsv2i_poll_fn poll,

@@ -67,7 +67,7 @@ static void drop_from(struct dsv2i_kv *kv, int32_t keep)
         kv->n_entered = keep;
 }
 
-/* Pages for need, and a copy of page first if it is shared; 0: the pool has not enough. */
+/* Pages for need, and a copy of page first if it is shared; 0: the pool has not enough, -1: the device failed. */
 static int take_pages(struct dsv2i_kv *kv, int32_t first, int32_t need)
 {
     dsv2_pool *pool = kv->pool;
@@ -94,10 +94,14 @@ static int take_pages(struct dsv2i_kv *kv, int32_t first, int32_t need)
         }
         set(kv, kv->n_pages++, page);
     }
+    if (own && pool->be->op->mem_copy(pool->be, own->data, last->data, pool->page_bytes)) {
+        drop_from(kv, old);
+        dsv2i_pool_drop(pool, own);
+        return -1;
+    }
     if (withdrawn)
         dsv2i_pool_withdraw(pool, last);
     if (own) {
-        pool->be->op->mem_copy(pool->be, own->data, last->data, pool->page_bytes);
         own->expanded = last->expanded;
         set(kv, first, own);
         dsv2i_pool_drop(pool, last);
@@ -116,6 +120,8 @@ dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to)
     pthread_mutex_lock(&pool->lock);
     taken = take_pages(kv, from / DSV2I_PAGE_TOKENS, pages_of(to));
     pthread_mutex_unlock(&pool->lock);
+    if (taken < 0)
+        return dsv2i_fail(DSV2_ERR_DEVICE, "session: KV pages: %s", pool->be->op->failure(pool->be));
     if (taken)
         return DSV2_OK;
     if (pool->capacity)

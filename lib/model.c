@@ -12,12 +12,15 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "files.h"
+#include "fingerprint.h"
 #include "hash.h"
 #include "params.h"
 #include "safetensors.h"
 #include "session.h"
+#include "upload.h"
 
 #define MAX_CONFIG (1 << 20)
 #define MAX_TOKENIZER_CONFIG (16 << 20)
@@ -55,7 +58,8 @@ struct loader {
     struct dsv2i_tensor_set *set;
     struct dsv2i_quantization quantization;
     int placing;                /* the second pass */
-    uint64_t done, total;       /* bytes of tensors, for progress */
+    uint64_t done, total;       /* bytes, for progress: of tensors, and */
+    uint64_t to_upload;         /* of the backend's memory */
     uint64_t copied;            /* bytes of matrices that had to be moved */
     uint64_t bytes_of[DSV2I_DTYPES]; /* by dtype */
     uint64_t widened;           /* elements of scales that become fp32 */
@@ -412,19 +416,21 @@ static dsv2_status bind_fused_experts(struct loader *l, struct dsv2i_ffn *expert
 
     DSV2I_TRY(find_tensor(l, gate_up_name, 3, gate_up_shape, 0, &gate_up));
     DSV2I_TRY(find_tensor(l, down_name, 3, down_shape, 0, &down));
-    if (!l->placing)
-        return DSV2_OK;
-    DSV2I_TRY(aligned_data(l, gate_up, &gu));
-    DSV2I_TRY(aligned_data(l, down, &d));
+    if (l->placing) {
+        DSV2I_TRY(aligned_data(l, gate_up, &gu));
+        DSV2I_TRY(aligned_data(l, down, &d));
+    }
     for (int32_t e = 0; e < p->n_routed_experts; e++) {
         size_t in_step = (size_t)inter * (size_t)hidden * dsv2i_dtype_size(dtype_of(gate_up));
         size_t out_step = (size_t)inter * (size_t)hidden * dsv2i_dtype_size(dtype_of(down));
-        const char *first = (const char *)gu + 2 * (size_t)e * in_step;
 
-        experts[e].gate = (struct dsv2i_weight){.dtype = dtype_of(gate_up), .rows = inter, .cols = hidden, .data = first};
-        experts[e].up = (struct dsv2i_weight){.dtype = dtype_of(gate_up), .rows = inter, .cols = hidden, .data = first + in_step};
-        experts[e].down = (struct dsv2i_weight){.dtype = dtype_of(down), .rows = hidden, .cols = inter,
-                                                .data = (const char *)d + (size_t)e * out_step};
+        experts[e].gate = experts[e].up = (struct dsv2i_weight){.dtype = dtype_of(gate_up), .rows = inter, .cols = hidden};
+        experts[e].down = (struct dsv2i_weight){.dtype = dtype_of(down), .rows = hidden, .cols = inter};
+        if (!l->placing)
+            continue;
+        experts[e].gate.data = (const char *)gu + 2 * (size_t)e * in_step;
+        experts[e].up.data = (const char *)experts[e].gate.data + in_step;
+        experts[e].down.data = (const char *)d + (size_t)e * out_step;
     }
     return DSV2_OK;
 }
@@ -548,9 +554,9 @@ static dsv2_status place_weights(struct loader *l)
 {
     struct dsv2i_blobs *blobs = l->m->blobs;
     int32_t n = dsv2i_tensors_files(l->set);
-    uint64_t begin, end;
+    uint64_t begin, end, left;
 
-    l->total = data_bytes(l->set);
+    l->total = data_bytes(l->set) + l->to_upload;
     DSV2I_TRY(report(l, 0));
     blobs->file = dsv2i_calloc(l->mem, (size_t)n, sizeof *blobs->file);
     if (!blobs->file)
@@ -566,7 +572,44 @@ static dsv2_status place_weights(struct loader *l)
     l->placing = 1;
     DSV2I_TRY(bind_all(l));
     l->m->weight_memory += l->copied;
-    return l->done < l->total ? report(l, l->total - l->done) : DSV2_OK; /* mapped tensors that nobody asked for */
+    left = data_bytes(l->set) - l->done;
+    return left ? report(l, left) : DSV2_OK; /* mapped tensors that nobody asked for */
+}
+
+static void free_blobs(const struct dsv2i_hooks *mem, struct dsv2i_blobs *blobs)
+{
+    if (!blobs)
+        return;
+    for (int32_t f = 0; f < blobs->n_files; f++) {
+        if (blobs->file[f].map)
+            dsv2i_files_unmap(blobs->file[f].map, blobs->file[f].map_bytes);
+    }
+    while (blobs->blocks) {
+        struct block *next = blobs->blocks->next;
+
+        dsv2i_free(mem, blobs->blocks);
+        blobs->blocks = next;
+    }
+    dsv2i_free(mem, blobs->file);
+    dsv2i_free(mem, blobs);
+}
+
+static dsv2_status report_upload(void *user, uint64_t bytes)
+{
+    return report(user, bytes);
+}
+
+/* To a backend with memory of its own; the host's copies go. */
+static dsv2_status upload_weights(struct loader *l)
+{
+    dsv2_model *m = l->m;
+
+    dsv2i_fingerprint(m); /* while they can be read */
+    DSV2I_TRY(dsv2i_upload(m, report_upload, l));
+    free_blobs(l->mem, m->blobs);
+    m->blobs = NULL;
+    m->weight_memory = m->block_bytes;
+    return l->done < l->total ? report(l, l->total - l->done) : DSV2_OK;
 }
 
 /* ---- Small files and facts ------------------------------------------------------------------------------------------- */
@@ -771,7 +814,9 @@ static dsv2_status load(struct loader *l, dsv2_context *ctx, const char *folder,
     DSV2I_TRY(take_params(l, params));
     DSV2I_TRY(new_model(l, ctx, folder));
     DSV2I_TRY(examine(l));
-    return place_weights(l);
+    l->to_upload = dsv2i_upload_bytes(l->m);
+    DSV2I_TRY(place_weights(l));
+    return l->to_upload ? upload_weights(l) : DSV2_OK;
 }
 
 dsv2_status dsv2i_model_load(dsv2_context *ctx, const char *folder, const dsv2_model_params *params, dsv2_model **out)
@@ -823,24 +868,6 @@ void dsv2i_model_retain(dsv2_model *m)
     atomic_fetch_add(&m->refs, 1);
 }
 
-static void free_blobs(const struct dsv2i_hooks *mem, struct dsv2i_blobs *blobs)
-{
-    if (!blobs)
-        return;
-    for (int32_t f = 0; f < blobs->n_files; f++) {
-        if (blobs->file[f].map)
-            dsv2i_files_unmap(blobs->file[f].map, blobs->file[f].map_bytes);
-    }
-    while (blobs->blocks) {
-        struct block *next = blobs->blocks->next;
-
-        dsv2i_free(mem, blobs->blocks);
-        blobs->blocks = next;
-    }
-    dsv2i_free(mem, blobs->file);
-    dsv2i_free(mem, blobs);
-}
-
 void dsv2i_model_release(dsv2_model *m)
 {
     dsv2_context *ctx;
@@ -848,6 +875,11 @@ void dsv2i_model_release(dsv2_model *m)
     if (!m || atomic_fetch_sub(&m->refs, 1) != 1)
         return;
     ctx = m->ctx;
+    if (ctx->pid == getpid()) { /* a child of fork has no device */
+        ctx->backend->op->forget(ctx->backend, m);
+        if (m->block)
+            ctx->backend->op->mem_free(ctx->backend, m->block, m->block_bytes);
+    }
     free_blobs(&ctx->mem, m->blobs);
     for (int32_t i = 0; m->layers && i < m->config.shape.num_hidden_layers; i++)
         dsv2i_free(&ctx->mem, m->layers[i].experts);

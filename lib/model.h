@@ -37,7 +37,10 @@ struct dsv2_model {
     uint64_t weight_memory, other_memory;   /* bytes held, for dsv2_memory */
     uint64_t tokenizer_hash;                /* of tokenizer.json; 0: none */
     atomic_uint_least64_t weights_hash;     /* see fingerprint.h; 0: nobody has asked yet */
-    struct dsv2i_blobs *blobs;              /* mappings and blocks that the weights point into */
+    struct dsv2i_blobs *blobs;              /* mappings and blocks that the weights point into; NULL: the backend has copies, in */
+    void *block;                            /* backend memory */
+    size_t block_bytes;
+    int32_t n_rows;                         /* of the greatest step that memory is reserved for; read and written in a turn */
 };
 
 dsv2_status dsv2i_model_load(dsv2_context *ctx, const char *folder, const dsv2_model_params *params, dsv2_model **out);

@@ -145,7 +145,8 @@ static dsv2_status no_memory(const char *name, const struct header *h)
 }
 
 /* Token records of a page, all layers: between the page and a section, where they stand without gaps. */
-static void copy_page(struct dsv2i_backend *be, const struct header *h, void *page, unsigned char *section, uint64_t tokens, int to_page)
+static dsv2_status copy_page(struct dsv2i_backend *be, const struct header *h, void *page, unsigned char *section, uint64_t tokens,
+                             int to_page)
 {
     size_t bytes = (size_t)(h->token_bytes * tokens), stride = (size_t)(h->token_bytes * h->page_tokens);
 
@@ -153,11 +154,10 @@ static void copy_page(struct dsv2i_backend *be, const struct header *h, void *pa
         char *in_page = (char *)page + layer * stride;
         unsigned char *packed = section + layer * bytes;
 
-        if (to_page)
-            be->op->mem_copy(be, in_page, packed, bytes);
-        else
-            be->op->mem_copy(be, packed, in_page, bytes);
+        if (to_page ? be->op->mem_copy(be, in_page, packed, bytes) : be->op->mem_copy(be, packed, in_page, bytes))
+            return dsv2i_fail(DSV2_ERR_DEVICE, "session: KV pages: %s", be->op->failure(be));
     }
+    return DSV2_OK;
 }
 
 static dsv2_status os_error(const char *name, const char *what, int error)
@@ -220,7 +220,7 @@ static dsv2_status write_sections(struct out *o, const dsv2_session *s, const st
     for (uint64_t at = 0; at < h->n_tokens; at += h->page_tokens) {
         uint64_t n = h->n_tokens - at < h->page_tokens ? h->n_tokens - at : h->page_tokens;
 
-        copy_page(s->model->ctx->backend, h, s->kv.data[at / h->page_tokens], o->section, n, 0);
+        DSV2I_TRY(copy_page(s->model->ctx->backend, h, s->kv.data[at / h->page_tokens], o->section, n, 0));
         DSV2I_TRY(emit(o, (size_t)page_bytes(h, n)));
     }
     return DSV2_OK;
@@ -462,7 +462,7 @@ static dsv2_status read_sections(struct in *in, const struct header *h, const ds
         uint64_t n = h->n_tokens - at < h->page_tokens ? h->n_tokens - at : h->page_tokens;
 
         DSV2I_TRY(take(in, "page", to->section, (size_t)page_bytes(h, n)));
-        copy_page(s->model->ctx->backend, h, to->kv.data[at / h->page_tokens], to->section, n, 1);
+        DSV2I_TRY(copy_page(s->model->ctx->backend, h, to->kv.data[at / h->page_tokens], to->section, n, 1));
     }
     return DSV2_OK;
 }

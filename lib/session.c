@@ -46,7 +46,7 @@ dsv2_status dsv2i_session_estimate(const dsv2_context *ctx, const struct dsv2i_c
     if (p.pool)
         p.kv_type = p.pool->kv_type;
     page = dsv2i_kv_page_bytes(be, &c->shape, p.kv_type);
-    fixed = weights + other + dsv2i_forward_bytes(&c->shape, p.n_batch) + be->op->scratch_bytes(be, &c->shape, p.n_batch);
+    fixed = weights + other + dsv2i_forward_bytes(ctx, &c->shape, p.n_batch) + be->op->scratch_bytes(be, &c->shape, p.n_batch);
     if (!p.n_ctx) {
         uint64_t room = ctx->memory_bytes > fixed ? (ctx->memory_bytes - fixed) / page * DSV2I_PAGE_TOKENS : 0;
 
@@ -62,7 +62,7 @@ dsv2_status dsv2i_session_estimate(const dsv2_context *ctx, const struct dsv2i_c
         .weights = weights,
         .kv = pages * page,
         .kv_per_token = page / DSV2I_PAGE_TOKENS,
-        .scratch = dsv2i_forward_bytes(&c->shape, min_i32(p.n_batch, p.n_ctx)) +
+        .scratch = dsv2i_forward_bytes(ctx, &c->shape, min_i32(p.n_batch, p.n_ctx)) +
                    be->op->scratch_bytes(be, &c->shape, min_i32(p.n_batch, p.n_ctx)) +
                    (uint64_t)c->shape.vocab_size * sizeof(float) + (uint64_t)p.n_ctx * sizeof(int32_t),
         .other = other,
@@ -131,7 +131,7 @@ dsv2_status dsv2i_session_create(dsv2_model *m, const dsv2_session_params *param
         .progress = p.progress,
         .progress_user = p.progress_user,
     };
-    DSV2I_TRY(dsv2i_forward_reserve(m->ctx, &m->config, like.n_batch));
+    DSV2I_TRY(dsv2i_forward_reserve(m, like.n_batch));
     pool = p.pool;
     if (pool)
         dsv2i_pool_retain(pool);

@@ -48,6 +48,7 @@ const char *dsv2_status_name(dsv2_status status)
     NAME(DSV2_ERR_CANCELLED);
     NAME(DSV2_ERR_NUMERIC);
     NAME(DSV2_ERR_FORKED);
+    NAME(DSV2_ERR_DEVICE);
     NAME(DSV2_ERR_INTERNAL);
 #undef NAME
     }

@@ -112,7 +112,7 @@ static void rope_row(struct dsv2i_cpu *be, const void *arg, int32_t row, int32_t
     }
 }
 
-static void op_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch)
+static int op_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch)
 {
     struct dsv2i_cpu *be = dsv2i_cpu_of(base);
     int32_t *first;
@@ -131,6 +131,18 @@ static void op_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
         first[seq] = row;
     }
     dsv2i_pool_run(be, rope_row, NULL, batch->n_rows, 20.0 * batch->n_rows * shape->qk_rope_head_dim);
+    return 0;
+}
+
+static void op_submit(struct dsv2i_backend *base)
+{
+    (void)base;
+}
+
+static void op_fetch(struct dsv2i_backend *base, void *to, const void *from, size_t bytes)
+{
+    (void)base;
+    memcpy(to, from, bytes);
 }
 
 static int op_finish(struct dsv2i_backend *base)
@@ -143,6 +155,18 @@ static int op_finish(struct dsv2i_backend *base)
     _mm_setcsr(be->saved_mxcsr);
 #endif
     return 0;
+}
+
+static const char *op_failure(struct dsv2i_backend *base)
+{
+    (void)base;
+    return "";
+}
+
+static void op_forget(struct dsv2i_backend *base, const void *model)
+{
+    (void)base;
+    (void)model;
 }
 
 static void *op_mem_alloc(struct dsv2i_backend *base, size_t bytes)
@@ -160,10 +184,45 @@ static void op_mem_free(struct dsv2i_backend *base, void *ptr, size_t bytes)
         be->hooks.free(be->hooks.user, ptr, bytes ? bytes : 1);
 }
 
-static void op_mem_copy(struct dsv2i_backend *base, void *to, const void *from, size_t bytes)
+static int op_mem_copy(struct dsv2i_backend *base, void *to, const void *from, size_t bytes)
 {
     (void)base;
     memcpy(to, from, bytes);
+    return 0;
+}
+
+/* Weights are used where they lie. */
+static size_t op_weight_bytes(struct dsv2i_backend *base, const struct dsv2i_weight *w, int attention)
+{
+    (void)base;
+    (void)w;
+    (void)attention;
+    return 0;
+}
+
+static int op_weight_put(struct dsv2i_backend *base, void *to, struct dsv2i_weight *w, int attention)
+{
+    (void)base;
+    (void)to;
+    (void)w;
+    (void)attention;
+    return 0;
+}
+
+static size_t op_table_bytes(struct dsv2i_backend *base, int32_t n)
+{
+    (void)base;
+    (void)n;
+    return 0;
+}
+
+static int op_table_put(struct dsv2i_backend *base, void *to, struct dsv2i_ffn *ffn, int32_t n)
+{
+    (void)base;
+    (void)to;
+    (void)ffn;
+    (void)n;
+    return 0;
 }
 
 static size_t op_kv_token_bytes(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t kv_type)
@@ -188,11 +247,19 @@ static const struct dsv2i_ops ops = {
     .mem_alloc = op_mem_alloc,
     .mem_free = op_mem_free,
     .mem_copy = op_mem_copy,
+    .weight_bytes = op_weight_bytes,
+    .weight_put = op_weight_put,
+    .table_bytes = op_table_bytes,
+    .table_put = op_table_put,
     .kv_token_bytes = op_kv_token_bytes,
     .scratch_bytes = op_scratch_bytes,
     .reserve = op_reserve,
     .begin = op_begin,
+    .submit = op_submit,
+    .fetch = op_fetch,
     .finish = op_finish,
+    .failure = op_failure,
+    .forget = op_forget,
     .embed = dsv2i_op_embed,
     .rms_norm = dsv2i_op_rms_norm,
     .linear = dsv2i_op_linear,
@@ -238,6 +305,7 @@ int dsv2i_cpu_open(const struct dsv2i_hooks *hooks, int32_t level, int32_t n_thr
         return -1;
     memset(be, 0, sizeof *be);
     be->base.op = &ops;
+    be->base.logit_rows = 32;
     be->hooks = *hooks;
     be->level = level == DSV2_CPU_BEST ? best : level;
     be->inner = dsv2i_inner_ref;

@@ -22,6 +22,7 @@ struct dsv2i_cuda_step {
     const int32_t *token, *pos, *seq; /* (n_rows) */
     const int32_t *first;             /* (n_seqs + 1) first row of each sequence; then n_rows */
     const struct dsv2i_seq *seqs;     /* page: a device array of device pointers */
+    const double *inv_freq;           /* (qk_rope_head_dim / 2) */
     float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
 };
 
@@ -40,9 +41,8 @@ struct dsv2i_cuda_launch {
     int32_t invariant; /* a row's bits must not depend on what stands beside it, nor on max_rows */
 };
 
-/* step->rope, from step->pos.  inv_freq (rope / 2). */
-cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, const double *inv_freq,
-                            int32_t rope, double multiplier);
+/* step->rope, from step->pos and step->inv_freq. */
+cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t rope, double multiplier);
 
 /* x (n_rows, hidden) = rows token[i] of the table (vocab, hidden) of dtype. */
 cudaError_t dsv2i_cuda_embed(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *x, const void *table,

@@ -6,7 +6,7 @@
  * SPDX-License-Identifier: MIT */
 #include "launch.cuh"
 
-static __global__ void rope_kernel(const dsv2i_cuda_step *step, const double *inv_freq, int pairs, double multiplier)
+static __global__ void rope_kernel(const dsv2i_cuda_step *step, int pairs, double multiplier)
 {
     int i = (int)threadIdx.x, row = (int)blockIdx.x;
 
@@ -15,7 +15,7 @@ static __global__ void rope_kernel(const dsv2i_cuda_step *step, const double *in
     if (row >= step->n_rows)
         return;
     for (; i < pairs; i += (int)blockDim.x) {
-        double angle = step->pos[row] * inv_freq[i];
+        double angle = step->pos[row] * step->inv_freq[i];
         float *to = step->rope + ((size_t)row * (size_t)pairs + (size_t)i) * 2;
 
         to[0] = (float)(cos(angle) * multiplier);
@@ -23,8 +23,7 @@ static __global__ void rope_kernel(const dsv2i_cuda_step *step, const double *in
     }
 }
 
-cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, const double *inv_freq, int32_t rope,
-                            double multiplier)
+cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t rope, double multiplier)
 {
-    return dsv2i_launch(to, rope_kernel, dim3((unsigned)to->max_rows), 32, 0, step, inv_freq, rope / 2, multiplier);
+    return dsv2i_launch(to, rope_kernel, dim3((unsigned)to->max_rows), 32, 0, step, rope / 2, multiplier);
 }

@@ -11,7 +11,7 @@ void check_rope(int rope)
     std::vector<double> f = frequencies(rope), want;
     dsv2i_cuda_launch to = step.launch();
 
-    expect(dsv2i_cuda_rope(&to, step.device, up(f), rope, 1.25) == cudaSuccess, "launch");
+    expect(dsv2i_cuda_rope(&to, step.device, rope, 1.25) == cudaSuccess, "launch");
     for (int p : step.pos)
         for (double w : f) {
             want.push_back(cos(p * w) * 1.25);
@@ -138,7 +138,7 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
     for (int i = 0; i < n; i++)
         for (int j = 0; j < top_k; j++) {
             const std::vector<Weight> &w = experts[(size_t)(routed ? idx[(size_t)(i * top_k + j)] : 0)];
-            const dsv2i_ffn ffn = {w[0].host, w[1].host, w[2].host};
+            const dsv2i_ffn ffn = {w[0].host, w[1].host, w[2].host, nullptr};
             ref_ffn(part.data(), &xd[(size_t)(i * hidden)], &ffn);
             for (int k = 0; k < hidden; k++)
                 want[(size_t)(i * hidden + k)] += part[(size_t)k] * (routed ? (double)weight[(size_t)(i * top_k + j)] : 1.0);
@@ -169,8 +169,7 @@ void check_prepare(int heads, int nope, int rank, int rope, dsv2i_backend *cpu)
     kva[(size_t)(8 * width + rank)] = INFINITY; /* in the key, whose scale says so */
     std::vector<double> kd(kva.begin(), kva.end());
     float *kva_device = up(kva), *w_device = up(w);
-    double *f_device = up(f);
-    dsv2i_cuda_rope(&to, step.device, f_device, rope, 1); /* right before, so that the next may begin too early */
+    dsv2i_cuda_rope(&to, step.device, rope, 1); /* right before, so that the next may begin too early */
     expect(dsv2i_cuda_mla_prepare(&to, step.device, q_device, kva_device, w_device, layer, heads, nope, rank, rope) == cudaSuccess, "launch");
 
     for (int i = 0; i < rows; i++)
@@ -240,7 +239,7 @@ void check_prepare(int heads, int nope, int rank, int rope, dsv2i_backend *cpu)
         size_t plain = dsv2i_kv_record(DSV2I_KV_F32, rank, rope).bytes, bytes = dsv2i_kv_record(type, rank, rope).bytes;
 
         two.insert(two.end(), kva.begin() + row * width, kva.begin() + (row + 1) * width);
-        dsv2i_cuda_rope(&on, both.device, up(f), rope, 1);
+        dsv2i_cuda_rope(&on, both.device, rope, 1);
         dsv2i_cuda_mla_prepare(&on, both.device, up(two_q), up(two), up(w), 0, heads, nope, rank, rope);
         std::vector<unsigned char> a = down((unsigned char *)both.pages[0], page_bytes), b = down((unsigned char *)both.pages[1], page_bytes);
         std::vector<float> kv((size_t)width);

@@ -111,6 +111,14 @@ void close_to(const std::vector<float> &got, const std::vector<double> &want, do
         expect(is_unset(got[i]), "wrote at %zu, past the last row", i);
 }
 
+std::vector<double> frequencies(int rope)
+{
+    std::vector<double> f;
+    for (int i = 0; i < rope / 2; i++)
+        f.push_back(pow(10000, -2.0 * i / rope));
+    return f;
+}
+
 dsv2i_cuda_launch launch_for(int max_rows, int early = 1) { return {stream, max_rows, early, 90, 4, 0}; }
 
 /* A step of rows: each a sequence of its own with pages in device memory. */
@@ -141,6 +149,7 @@ struct Step {
         host.seq = up(seq);
         host.first = up(first);
         host.seqs = up(seqs);
+        host.inv_freq = up(frequencies(rope));
         host.rope = unset<float>((size_t)((rows + 3) * rope));
         device = up(std::vector<dsv2i_cuda_step>{host});
     }
@@ -148,14 +157,6 @@ struct Step {
 };
 
 std::vector<int32_t> zeros(int n) { return std::vector<int32_t>((size_t)n); }
-
-std::vector<double> frequencies(int rope)
-{
-    std::vector<double> f;
-    for (int i = 0; i < rope / 2; i++)
-        f.push_back(pow(10000, -2.0 * i / rope));
-    return f;
-}
 
 /* A weight of the host with its copy in device memory. */
 struct Weight {

@@ -138,7 +138,7 @@ static void begin_step(struct dsv2i_backend *be, const struct dsv2i_shape *s, st
 {
     for (int i = 0; i < n; i++)
         positions[i] = pos + i;
-    *batch = (struct dsv2i_batch){ n, 1, zeros, positions, zeros, seq };
+    *batch = (struct dsv2i_batch){ .n_rows = n, .n_seqs = 1, .token = zeros, .pos = positions, .seq = zeros, .seqs = seq };
     if (be->op->reserve(be, s, n))
         exit(1);
     be->op->begin(be, s, batch);
@@ -210,8 +210,9 @@ static void bench_matrices(struct dsv2i_backend *be)
         be->op->finish(be);
     }
     for (int e = 0; e < 16; e++)
-        experts[e] = (struct dsv2i_ffn){ make_weight(DSV2I_BF16, 1408, 2048, 0.02f), make_weight(DSV2I_BF16, 1408, 2048, 0.02f),
-                                         make_weight(DSV2I_BF16, 2048, 1408, 0.02f) };
+        experts[e] = (struct dsv2i_ffn){ .gate = make_weight(DSV2I_BF16, 1408, 2048, 0.02f),
+                                         .up = make_weight(DSV2I_BF16, 1408, 2048, 0.02f),
+                                         .down = make_weight(DSV2I_BF16, 2048, 1408, 0.02f) };
     for (int i = 0; i < 256 * 6; i++) {
         idx[i] = (i * 7 + i / 6) % 16;
         weight[i] = 0.1f;
@@ -234,14 +235,14 @@ static void bench_matrices(struct dsv2i_backend *be)
          be->op->score(be, score, x, &w, target, 64));
     be->op->finish(be);
     for (int e = 0; e < 16; e++) {
-        free(experts[e].gate.priv);
-        free(experts[e].up.priv);
-        free(experts[e].down.priv);
+        free_weight(&experts[e].gate);
+        free_weight(&experts[e].up);
+        free_weight(&experts[e].down);
     }
     for (int f = 0; f < 3; f++)
-        free(fp8[f].priv);
-    free(w.priv);
-    free(small.priv);
+        free_weight(&fp8[f]);
+    free_weight(&w);
+    free_weight(&small);
     free(x);
     free(y);
 }
@@ -290,7 +291,7 @@ static void bench_attention(struct dsv2i_backend *be, int heads, int n, int pos,
     be->op->finish(be);
     for (int i = 0; i < n_pages; i++)
         free(pages[i]);
-    free(mla.kv_b.priv);
+    free_weight(&mla.kv_b);
     free(norm);
     free(kva);
     free(q);

@@ -53,7 +53,7 @@ static void step(struct world *w, struct dsv2i_backend *be, const int *from, con
 {
     int32_t token[512] = { 0 }, pos[512], seq[512];
     struct dsv2i_seq seqs[MAX_SEQS];
-    struct dsv2i_batch batch = { 0, 0, token, pos, seq, seqs };
+    struct dsv2i_batch batch = { .n_rows = 0, .n_seqs = 0, .token = token, .pos = pos, .seq = seq, .seqs = seqs };
     float *step_q = need((size_t)(w->n * w->q_dim), sizeof *q), *step_kva = need((size_t)(w->n * w->width), sizeof *q);
     float *step_o = need((size_t)(w->n * w->o_dim), sizeof *q);
     int32_t origin[512];
@@ -254,7 +254,7 @@ static void check_world(const struct dsv2i_shape *s, int n_seqs, const int *leng
     for (int i = 0; i < n_seqs; i++)
         for (int p = 0; p < PAGES; p++)
             free(w.page[i][p]);
-    free(w.mla.kv_b.priv);
+    free_weight(&w.mla.kv_b);
     free(w.q);
     free(w.kva);
     free(w.want_q);
@@ -277,7 +277,7 @@ static void check_far_positions(void)
     void *pages[163840 / DSV2I_PAGE_TOKENS];
     int32_t zero = 0, pos;
     const struct dsv2i_seq seq = { pages, DSV2I_ABSORBED, DSV2I_KV_F32 };
-    const struct dsv2i_batch batch = { 1, 1, &zero, &pos, &zero, &seq };
+    const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &pos, .seq = &zero, .seqs = &seq };
 
     for (int i = 0; i < 32; i++)
         freq[i] = pow(10000, -i / 32.0);
@@ -322,7 +322,7 @@ static void check_nan_key(void)
         for (int i = 0; i < n_variants; i++) {
             struct dsv2i_backend *be = variants[i].be;
             const struct dsv2i_seq seq = { pages, DSV2I_ABSORBED, kv_type };
-            const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+            const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &zero, .seq = &zero, .seqs = &seq };
             float q[3] = { 1, 1, 1 }, o[1] = { 0 };
             double kv[4];
 

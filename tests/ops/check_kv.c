@@ -82,7 +82,7 @@ static void check_weight_codes(void)
     struct dsv2i_shape shape = { .hidden_size = 256, .vocab_size = 1, .num_hidden_layers = 1, .num_attention_heads = 1, .kv_lora_rank = 1,
                                  .qk_nope_head_dim = 1, .v_head_dim = 1, .intermediate_size = 1 };
     const struct dsv2i_seq seq = { .page = NULL };
-    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+    const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &zero, .seq = &zero, .seqs = &seq };
     float got[256];
 
     for (int c = 0; c < 256; c++)

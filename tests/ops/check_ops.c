@@ -51,7 +51,7 @@ static void check_linear(int dtype, int n, int rows, int cols, int accumulate)
         want[i] += (double)start[i];
     snprintf(name, sizeof name, "linear %s %d x (%d, %d)%s", format_name[dtype], n, rows, cols, accumulate ? " +=" : "");
     check_rows(&c);
-    free(w.priv);
+    free_weight(&w);
     free(x);
     free(start);
     free(xd);
@@ -78,7 +78,7 @@ static void check_embed(int dtype)
     }
     snprintf(name, sizeof name, "embed %s", format_name[dtype]);
     check_rows(&c);
-    free(w.priv);
+    free_weight(&w);
 }
 
 struct norm_arg {
@@ -125,15 +125,15 @@ static struct dsv2i_ffn make_ffn(int dtype, int hidden, int inter)
 {
     float scale = 2 / sqrtf((float)hidden);
 
-    return (struct dsv2i_ffn){ make_weight(dtype, inter, hidden, scale), make_weight(dtype, inter, hidden, scale),
-                               make_weight(dtype, hidden, inter, scale) };
+    return (struct dsv2i_ffn){ .gate = make_weight(dtype, inter, hidden, scale), .up = make_weight(dtype, inter, hidden, scale),
+                               .down = make_weight(dtype, hidden, inter, scale) };
 }
 
 static void free_ffn(struct dsv2i_ffn *w)
 {
-    free(w->gate.priv);
-    free(w->up.priv);
-    free(w->down.priv);
+    free_weight(&w->gate);
+    free_weight(&w->up);
+    free_weight(&w->down);
 }
 
 static void run_ffn(struct dsv2i_backend *be, const void *arg, float *y, int row, int n)
@@ -252,8 +252,7 @@ static void check_score(int dtype, int n, int vocab, int hidden, int tie)
     shape.vocab_size = vocab;
     shape.hidden_size = hidden;
     if (tie)
-        memcpy((char *)head.priv + ((const char *)head.data - (const char *)head.priv)
-                   + dsv2i_dtype_size(head.dtype) * (size_t)(vocab - 2) * (size_t)hidden,
+        memcpy((char *)(uintptr_t)head.data + dsv2i_dtype_size(head.dtype) * (size_t)(vocab - 2) * (size_t)hidden,
                head.data, dsv2i_dtype_size(head.dtype) * (size_t)hidden);
     for (int i = 0; i < n; i++) {
         int top = 0, rank = 1;
@@ -282,7 +281,7 @@ static void check_score(int dtype, int n, int vocab, int hidden, int tie)
     c.tolerance = 0;
     strcat(name, ", ranks");
     check_rows(&c);
-    free(head.priv);
+    free_weight(&head);
     free(x);
     free(xd);
     free(want);
@@ -299,7 +298,7 @@ static void check_score_nan(void)
     struct dsv2i_weight head = { .dtype = DSV2I_F32, .rows = 3, .cols = 2, .data = head_data };
     int32_t zero = 0, target = 0;
     const struct dsv2i_seq seq = { .page = NULL };
-    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+    const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &zero, .seq = &zero, .seqs = &seq };
 
     shape.vocab_size = 3;
     shape.hidden_size = 2;
@@ -326,7 +325,7 @@ static void check_mxcsr(void)
     float *x = normals(DIM, 1e-38f), y[2][N];
     int32_t zero = 0;
     const struct dsv2i_seq seq = { .page = NULL };
-    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+    const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &zero, .seq = &zero, .seqs = &seq };
 
     for (int i = 0; i < n_variants; i++) {
         struct dsv2i_backend *be = variants[i].be;
@@ -342,7 +341,7 @@ static void check_mxcsr(void)
         }
         same_bits("MXCSR", y[1], y[0], N);
     }
-    free(w.priv);
+    free_weight(&w);
     free(x);
 #endif
 }

@@ -60,7 +60,7 @@ static void check_route(int dtype, int n, int hidden, int n_experts, struct dsv2
     c.want = want_idx;
     c.tolerance = 0;
     check_rows(&c);
-    free(gate.priv);
+    free_weight(&gate);
     free(x);
     free(xd);
     free(want);
@@ -78,7 +78,7 @@ static void route_logits(struct dsv2i_backend *be, int32_t *idx, float *weight, 
     struct dsv2i_weight gate = { .dtype = DSV2I_F32, .rows = n, .cols = n, .data = eye };
     int32_t zero = 0;
     const struct dsv2i_seq seq = { .page = NULL };
-    const struct dsv2i_batch batch = { 1, 1, &zero, &zero, &zero, &seq };
+    const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &zero, .seq = &zero, .seqs = &seq };
 
     for (int i = 0; i < n * n; i++)
         eye[i] = i % (n + 1) == 0;

@@ -147,14 +147,18 @@ static struct dsv2i_weight make_fp8(int format, int rows, int cols, float scale)
     w.scale_rows = format == F8_ROWS ? 1 : format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 3 : rows;
     w.scale_cols = format == F8_BLOCKS ? 128 : format == F8_SMALL_BLOCKS ? 96 : cols;
     n_scales = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) * (size_t)((cols + w.scale_cols - 1) / w.scale_cols);
-    w.priv = need(n_scales * sizeof *scales + 1 + n, 1);
-    w.scale = scales = w.priv;
+    w.scale = scales = need(n_scales * sizeof *scales + 1 + n, 1);
     w.data = data = (uint8_t *)(scales + n_scales) + 1;
     for (size_t i = 0; i < n_scales; i++)
         scales[i] = scale * uniform(0.25f, 1.75f) / 188;
     for (size_t i = 0; i < n; i++)
         data[i] = (uint8_t)(below(127) | below(2) << 7);
     return w;
+}
+
+void free_weight(const struct dsv2i_weight *w)
+{
+    free(w->dtype == DSV2I_F8_E4M3 ? (void *)(uintptr_t)w->scale : (char *)(uintptr_t)w->data - dsv2i_dtype_size(w->dtype));
 }
 
 struct dsv2i_weight make_weight(int dtype, int rows, int cols, float scale)
@@ -187,7 +191,6 @@ struct dsv2i_weight make_weight(int dtype, int rows, int cols, float scale)
         }
     }
     w.data = data;
-    w.priv = block;
     return w;
 }
 

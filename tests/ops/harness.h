@@ -63,6 +63,7 @@ double *doubles(const float *x, size_t n);
 enum format { F8_ROWS = DSV2I_DTYPES, F8_BLOCKS /* 128 x 128 */, F8_SMALL_BLOCKS /* 3 x 96 */, FORMATS };
 extern const char *const format_name[FORMATS];
 struct dsv2i_weight make_weight(int format, int rows, int cols, float scale);
+void free_weight(const struct dsv2i_weight *w);
 /* Allocate or end the test. */
 void *need(size_t n, size_t size);
 

@@ -1,0 +1,136 @@
+/* The CUDA backend's host side: its state, and what its files share.
+ *
+ *   backend.c   opening a card, memory, copies, the table of operations
+ *   weights.c   weights into device memory
+ *   step.c      a step: what changes goes to the device, operations are recorded as a graph or launched one by one, results come back
+ *   ops.c       each operation: which kernels
+ *   blas.c      cuBLASLt
+ *
+ * Everything goes to one stream, in the order of the calls; the host waits once, in finish.  Other threads may meanwhile copy and
+ * allocate, which uses a stream of its own.  The device that the calling thread had set is set again before a call returns.
+ *
+ * SPDX-License-Identifier: MIT */
+#ifndef DSV2I_CUDA_BACKEND_H
+#define DSV2I_CUDA_BACKEND_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "kernels.h"
+
+/* Memory of one kind that only grows. */
+struct dsv2i_cuda_block {
+    char *at;
+    size_t bytes;
+};
+
+/* Where things lie in the scratch block, for steps of at most rows rows: in bytes from its beginning. */
+struct dsv2i_cuda_plan {
+    int32_t rows;
+    size_t rope;    /* (rows, qk_rope_head_dim) cos and sin */
+    size_t inner;   /* (rows, slots, width) of layers and experts */
+    size_t router;  /* (rows, n_routed_experts) logits */
+    size_t total;
+};
+
+/* A plain step of a model, recorded. */
+struct dsv2i_cuda_graph {
+    const void *model; /* NULL: none */
+    int32_t rows;      /* at most so many */
+    cudaGraphExec_t exec;
+};
+
+/* Of the host's memory that results go to first: from there to where they are wanted, in finish. */
+struct dsv2i_cuda_fetch {
+    void *to;
+    const char *from;
+    size_t bytes;
+};
+
+enum { DSV2I_CUDA_GRAPHS = 64, DSV2I_CUDA_FETCHES = 2 * DSV2I_MOST_ROWS };
+
+struct dsv2i_cuda {
+    struct dsv2i_backend base;
+    struct dsv2i_hooks hooks;
+    int device, sm, n_sms, invariant;
+    cudaStream_t stream, copies; /* of steps; of everything else */
+    int own_stream;
+    pthread_mutex_t copying;     /* guards copies and staging */
+    char *staging;               /* pinned, two halves of DSV2I_CUDA_STAGING bytes */
+    cudaEvent_t staged[2];       /* what was copied from a half has left it */
+    atomic_int uploaded;         /* something ever was */
+    _Atomic(const char *) failure;
+
+    struct dsv2i_cuda_step *step;   /* on the device: the step's, then, to be used for n rows whatever they are, one with n_rows = n for
+                                       each n of 0..DSV2I_MOST_ROWS */
+    struct dsv2i_cuda_block scratch, lists, pinned_lists, fetched; /* lists: what step points to */
+    struct dsv2i_cuda_graph graphs[DSV2I_CUDA_GRAPHS];
+    int32_t next_graph;          /* the one to give up for the next */
+
+    /* the step that is under way */
+    cudaError_t error;
+    int previous_device;
+    const struct dsv2i_shape *shape;
+    const struct dsv2i_batch *batch;
+    struct dsv2i_cuda_plan plan;
+    int32_t max_rows, recording;
+    int32_t max_pos;             /* positions are less */
+    struct dsv2i_cuda_graph *replay; /* what submit launches, or NULL */
+    struct dsv2i_cuda_fetch *fetches; /* (DSV2I_CUDA_FETCHES) */
+    int32_t n_fetches;
+    size_t fetched_bytes;
+};
+
+#define DSV2I_CUDA_STAGING ((size_t)8 << 20)
+
+static inline struct dsv2i_cuda *dsv2i_cuda_of(struct dsv2i_backend *be)
+{
+    return (struct dsv2i_cuda *)be;
+}
+
+/* Note the first error of the step; nonzero when there has been one. */
+int dsv2i_cuda_check(struct dsv2i_cuda *be, cudaError_t error);
+/* Make the card the calling thread's; returns the one that was, for leave. */
+int dsv2i_cuda_enter(struct dsv2i_cuda *be);
+void dsv2i_cuda_leave(int previous);
+/* 0, or -1 with the text of the error as the backend's failure. */
+int dsv2i_cuda_result(struct dsv2i_cuda *be, cudaError_t error);
+
+/* Device memory (pinned: of the host) of at least so many bytes; what was there is lost.  0, or -1 and all is as before. */
+int dsv2i_cuda_grow(struct dsv2i_cuda *be, struct dsv2i_cuda_block *block, size_t bytes, int pinned);
+void dsv2i_cuda_drop(struct dsv2i_cuda_block *block, int pinned);
+
+/* Host memory to device memory through the staging halves; returns when from may change, not when it has arrived. */
+cudaError_t dsv2i_cuda_upload(struct dsv2i_cuda *be, void *to, const void *from, size_t bytes);
+
+size_t dsv2i_cuda_weight_bytes(struct dsv2i_backend *be, const struct dsv2i_weight *w, int attention);
+int dsv2i_cuda_weight_put(struct dsv2i_backend *be, void *to, struct dsv2i_weight *w, int attention);
+size_t dsv2i_cuda_table_bytes(struct dsv2i_backend *be, int32_t n);
+int dsv2i_cuda_table_put(struct dsv2i_backend *be, void *to, struct dsv2i_ffn *ffn, int32_t n);
+
+/* The scratch of steps of up to n_rows rows. */
+struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const struct dsv2i_shape *shape, int32_t n_rows);
+int dsv2i_cuda_begin(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
+void dsv2i_cuda_submit(struct dsv2i_backend *be);
+void dsv2i_cuda_fetch(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
+int dsv2i_cuda_finish(struct dsv2i_backend *be);
+void dsv2i_cuda_forget(struct dsv2i_backend *be, const void *model);
+
+/* Before the first operation: the rows' angles. */
+void dsv2i_cuda_start(struct dsv2i_cuda *be);
+
+void dsv2i_cuda_op_embed(struct dsv2i_backend *be, float *x, const struct dsv2i_weight *table);
+void dsv2i_cuda_op_rms_norm(struct dsv2i_backend *be, float *y, int32_t ldy, const float *x, int32_t ldx, const float *w, int32_t n,
+                            int32_t dim, float eps);
+void dsv2i_cuda_op_linear(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_weight *w, int32_t n, int accumulate);
+void dsv2i_cuda_op_mla_prepare(struct dsv2i_backend *be, float *q, const float *kva, const struct dsv2i_mla *mla, int32_t layer);
+void dsv2i_cuda_op_mla_attend(struct dsv2i_backend *be, float *o, const float *q, const struct dsv2i_mla *mla, int32_t layer);
+void dsv2i_cuda_op_ffn(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *w, int32_t n);
+void dsv2i_cuda_op_moe_route(struct dsv2i_backend *be, int32_t *idx, float *weight, const float *x, const struct dsv2i_weight *gate,
+                             const struct dsv2i_route *route, int32_t n);
+void dsv2i_cuda_op_moe_experts(struct dsv2i_backend *be, float *y, const float *x, const struct dsv2i_ffn *experts, const int32_t *idx,
+                               const float *weight, int32_t n, int32_t top_k);
+void dsv2i_cuda_op_score(struct dsv2i_backend *be, struct dsv2i_score *out, const float *x, const struct dsv2i_weight *head,
+                         const int32_t *target, int32_t n);
+
+#endif

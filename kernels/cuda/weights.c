@@ -1,0 +1,107 @@
+/* Weights to the card: through two halves of pinned memory, one being filled while the other is copied.
+ *
+ * SPDX-License-Identifier: MIT */
+#include <string.h>
+
+#include "backend.h"
+
+cudaError_t dsv2i_cuda_upload(struct dsv2i_cuda *be, void *to, const void *from, size_t bytes)
+{
+    cudaError_t e = cudaSuccess;
+    int half = 0;
+
+    for (size_t at = 0, n; at < bytes && !e; at += n, half = !half) {
+        char *stage = be->staging + (half ? DSV2I_CUDA_STAGING : 0);
+
+        n = bytes - at < DSV2I_CUDA_STAGING ? bytes - at : DSV2I_CUDA_STAGING;
+        e = cudaEventSynchronize(be->staged[half]); /* what it held before has left it */
+        if (e)
+            break;
+        memcpy(stage, (const char *)from + at, n);
+        e = cudaMemcpyAsync((char *)to + at, stage, n, cudaMemcpyHostToDevice, be->copies);
+        if (!e)
+            e = cudaEventRecord(be->staged[half], be->copies);
+    }
+    atomic_store(&be->uploaded, 1);
+    return e;
+}
+
+static size_t align_16(size_t bytes)
+{
+    return (bytes + 15) & ~(size_t)15;
+}
+
+static size_t data_bytes(const struct dsv2i_weight *w)
+{
+    return (size_t)w->rows * (size_t)w->cols * dsv2i_dtype_size(w->dtype);
+}
+
+static size_t scale_bytes(const struct dsv2i_weight *w)
+{
+    if (w->dtype != DSV2I_F8_E4M3)
+        return 0;
+    return (size_t)((w->rows - 1) / w->scale_rows + 1) * (size_t)((w->cols - 1) / w->scale_cols + 1) * sizeof *w->scale;
+}
+
+size_t dsv2i_cuda_weight_bytes(struct dsv2i_backend *base, const struct dsv2i_weight *w, int attention)
+{
+    (void)base;
+    (void)attention;
+    return align_16(data_bytes(w)) + scale_bytes(w);
+}
+
+int dsv2i_cuda_weight_put(struct dsv2i_backend *base, void *to, struct dsv2i_weight *w, int attention)
+{
+    struct dsv2i_cuda *be = dsv2i_cuda_of(base);
+    char *scales = (char *)to + align_16(data_bytes(w));
+    int previous = dsv2i_cuda_enter(be);
+    cudaError_t e;
+
+    (void)attention;
+    pthread_mutex_lock(&be->copying);
+    e = dsv2i_cuda_upload(be, to, w->data, data_bytes(w));
+    if (!e && scale_bytes(w))
+        e = dsv2i_cuda_upload(be, scales, w->scale, scale_bytes(w));
+    pthread_mutex_unlock(&be->copying);
+    dsv2i_cuda_leave(previous);
+    w->data = to;
+    w->scale = scale_bytes(w) ? (const float *)(const void *)scales : NULL;
+    return dsv2i_cuda_result(be, e);
+}
+
+size_t dsv2i_cuda_table_bytes(struct dsv2i_backend *base, int32_t n)
+{
+    (void)base;
+    return (size_t)n * sizeof(struct dsv2i_cuda_expert);
+}
+
+static int alike(const struct dsv2i_weight *a, const struct dsv2i_weight *b)
+{
+    return a->dtype == b->dtype && a->scale_rows == b->scale_rows && a->scale_cols == b->scale_cols;
+}
+
+int dsv2i_cuda_table_put(struct dsv2i_backend *base, void *to, struct dsv2i_ffn *ffn, int32_t n)
+{
+    struct dsv2i_cuda *be = dsv2i_cuda_of(base);
+    int previous = dsv2i_cuda_enter(be);
+    cudaError_t e = cudaSuccess;
+
+    pthread_mutex_lock(&be->copying);
+    for (int32_t i = 0; i < n && !e; i++) {
+        const struct dsv2i_ffn *f = &ffn[i];
+        const struct dsv2i_cuda_expert expert = {f->gate.data, f->up.data, f->down.data};
+
+        if (!alike(&f->gate, &ffn->gate) || !alike(&f->up, &ffn->gate) || f->down.dtype != ffn->gate.dtype || !alike(&f->down, &ffn->down)) {
+            atomic_store(&be->failure, "CUDA runs no layer whose gate, up and down weights differ in type or scales");
+            e = cudaErrorInvalidValue;
+            break;
+        }
+        e = dsv2i_cuda_upload(be, (char *)to + (size_t)i * sizeof expert, &expert, sizeof expert);
+    }
+    pthread_mutex_unlock(&be->copying);
+    dsv2i_cuda_leave(previous);
+    if (e == cudaErrorInvalidValue)
+        return -1;
+    ffn->table = to;
+    return dsv2i_cuda_result(be, e);
+}

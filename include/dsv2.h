@@ -97,6 +97,9 @@ typedef void (*dsv2_log_fn)(void *user, int32_t level, const char *text);
 typedef void *(*dsv2_alloc_fn)(void *user, size_t size, size_t alignment);
 typedef void (*dsv2_free_fn)(void *user, void *ptr, size_t size);
 
+#define DSV2_BACKEND_CPU 0
+#define DSV2_BACKEND_CUDA 1 /* an NVIDIA GPU of compute capability 8.0 or later */
+
 #define DSV2_CPU_BEST (-1) /* the best instruction set that the machine has */
 #define DSV2_CPU_REFERENCE 0 /* plain C */
 #define DSV2_CPU_AVX2 1
@@ -106,22 +109,45 @@ typedef struct dsv2_context_params {
     size_t struct_size;
     int32_t n_threads;      /* worker threads, the calling one included; 0 (default) = one per core allowed to this process */
     int32_t cpu_level;      /* DSV2_CPU_*: highest instruction set used; default DSV2_CPU_BEST */
-    uint64_t memory_bytes;  /* memory that default context lengths may count on; 0 (default) = 3/4 of physical memory */
+    uint64_t memory_bytes;  /* memory that default context lengths may count on; 0 (default) = 3/4 of the machine's or the device's */
     dsv2_log_fn log;        /* default NULL: silent */
     void *log_user;
     dsv2_alloc_fn alloc;    /* both or neither; default: the C library's heap.  The JSON parser (cJSON) uses malloc always. */
     dsv2_free_fn free;
     void *alloc_user;
+    int32_t backend;        /* DSV2_BACKEND_*; default CPU */
+    int32_t device;         /* CUDA: which, as CUDA counts; default 0.  No other device is touched */
+    const char *cuda_module; /* CUDA: the file libdsv2-cuda.so; default NULL: the one beside this library.  It must be of the same build.
+                             * Not used where the backend is linked in */
+    void *cuda_stream;      /* CUDA: a cudaStream_t of the device for all steps, alive as long as the context; default NULL: its own */
+    int32_t invariant;      /* CUDA: 1: the bits of a session do not depend on what else is in a step, as on the CPU; default 0: faster */
+    int32_t reserved;       /* 0 */
 } dsv2_context_params;
 
 /* Fill the first size bytes of *params with defaults; size is sizeof *params in the caller's header. */
 DSV2_API void dsv2_context_params_init(dsv2_context_params *params, size_t size);
 
-/* Create a context.  *out is set to NULL on failure.  Errors: INVALID, NOMEM, UNSUPPORTED (cpu_level above the machine's). */
+/* Create a context.  *out is set to NULL on failure.  Errors: INVALID, NOMEM, UNSUPPORTED (cpu_level above the machine's; no CUDA module,
+ * one of another build, no such device). */
 DSV2_API dsv2_status dsv2_context_create(const dsv2_context_params *params, dsv2_context **out);
 
 /* Give up the caller's reference; NULL is allowed.  Models keep their context alive. */
 DSV2_API void dsv2_context_free(dsv2_context *ctx);
+
+/* A backend, and whether a context can have it here. */
+typedef struct dsv2_backend_info {
+    size_t struct_size;
+    int32_t backend;        /* DSV2_BACKEND_* */
+    int32_t available;      /* 0 or 1 */
+    int32_t n_devices;
+    int32_t reserved;
+    char name[16];          /* "cpu", "cuda" */
+    char reason[240];       /* why it is not available; else "" */
+} dsv2_backend_info;
+
+/* List the backends: entry i in infos + i * info_size bytes, at most capacity of them, struct_size filled in; *n is how many there are.
+ * cuda_module as in dsv2_context_params.  Looks for the CUDA module, and loads it if it is there.  Errors: INVALID. */
+DSV2_API dsv2_status dsv2_backend_list(const char *cuda_module, dsv2_backend_info *infos, size_t info_size, size_t capacity, size_t *n);
 
 /* ---- Model ----------------------------------------------------------------------------------------------------------- */
 

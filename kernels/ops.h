@@ -204,6 +204,7 @@ struct dsv2i_ops {
 /* Every backend begins with this. */
 struct dsv2i_backend {
     const struct dsv2i_ops *op;
+    uint64_t memory;    /* bytes of the device; 0: it uses the host's */
     int32_t logit_rows; /* rows that share a pass over lm_head: enough to make it a matter of arithmetic, few enough for little memory */
 };
 

@@ -2,6 +2,9 @@
  * SPDX-License-Identifier: MIT */
 #include "dsv2.h"
 
+#include <string.h>
+
+#include "backend.h"
 #include "logprobs.h"
 #include "params.h"
 #include "sampler.h"
@@ -70,6 +73,23 @@ dsv2_status dsv2_context_create(const dsv2_context_params *params, dsv2_context 
     REQUIRE(out);
     *out = NULL;
     return dsv2i_context_create(params, out);
+}
+
+dsv2_status dsv2_backend_list(const char *cuda_module, dsv2_backend_info *infos, size_t info_size, size_t capacity, size_t *n)
+{
+    REQUIRE(n);
+    *n = DSV2I_BACKENDS;
+    REQUIRE_ARRAY(infos, capacity);
+    if (capacity)
+        DSV2I_TRY(check_element(__func__, info_size, sizeof(size_t)));
+    for (size_t i = 0; i < capacity && i < DSV2I_BACKENDS; i++) {
+        dsv2_backend_info info = dsv2i_backend_describe(cuda_module, (int32_t)i);
+        char *to = (char *)infos + i * info_size;
+
+        memcpy(to, &info_size, sizeof info_size);
+        DSV2I_TRY(dsv2i_output_fill(to, &info, sizeof info, "dsv2_backend_info"));
+    }
+    return DSV2_OK;
 }
 
 void dsv2_context_free(dsv2_context *ctx)

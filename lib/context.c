@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backend.h"
 #include "params.h"
 
 /* Physical memory in bytes; 0 if the system does not say. */
@@ -22,6 +23,7 @@ dsv2_status dsv2i_context_create(const dsv2_context_params *params, dsv2_context
     dsv2_context_params p;
     struct dsv2i_hooks mem = dsv2i_heap;
     dsv2_context *ctx;
+    dsv2_status status;
 
     dsv2_context_params_init(&p, sizeof p);
     DSV2I_TRY(dsv2i_params_take(&p, sizeof p, params, "dsv2_context_params"));
@@ -29,6 +31,14 @@ dsv2_status dsv2i_context_create(const dsv2_context_params *params, dsv2_context
         return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: n_threads: %d is not in 0..1024", p.n_threads);
     if (p.cpu_level < DSV2_CPU_BEST || p.cpu_level > DSV2_CPU_AVX512)
         return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: cpu_level: %d is none of DSV2_CPU_*", p.cpu_level);
+    if (p.backend != DSV2_BACKEND_CPU && p.backend != DSV2_BACKEND_CUDA)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: backend: %d is none of DSV2_BACKEND_*", p.backend);
+    if (p.device < 0)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: device: %d is less than 0", p.device);
+    if (p.invariant != 0 && p.invariant != 1)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: invariant: %d is neither 0 nor 1", p.invariant);
+    if (p.reserved != 0)
+        return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: reserved: %d is not 0", p.reserved);
     if (!p.alloc != !p.free)
         return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_context_params: alloc and free: give both or neither");
     if (p.alloc)
@@ -42,18 +52,16 @@ dsv2_status dsv2i_context_create(const dsv2_context_params *params, dsv2_context
     ctx->mem = mem;
     ctx->log = p.log;
     ctx->log_user = p.log_user;
-    ctx->memory_bytes = p.memory_bytes ? p.memory_bytes : physical_memory() / 4 * 3;
     pthread_mutex_init(&ctx->turn.lock, NULL); /* neither can fail on Linux */
     pthread_cond_init(&ctx->turn.moved, NULL);
-    int rc = dsv2i_cpu_open(&ctx->mem, p.cpu_level, p.n_threads, &ctx->backend);
-    if (rc) {
+    status = dsv2i_backend_open(&ctx->mem, &p, &ctx->backend);
+    if (status != DSV2_OK) {
         pthread_cond_destroy(&ctx->turn.moved);
         pthread_mutex_destroy(&ctx->turn.lock);
         dsv2i_free(&mem, ctx);
-        return rc == -2 ? dsv2i_fail(DSV2_ERR_UNSUPPORTED, "dsv2_context_params: cpu_level: this machine lacks level %d",
-                                     p.cpu_level)
-                        : dsv2i_fail(DSV2_ERR_NOMEM, "context: no memory or no threads (n_threads %d)", p.n_threads);
+        return status;
     }
+    ctx->memory_bytes = p.memory_bytes ? p.memory_bytes : (ctx->backend->memory ? ctx->backend->memory : physical_memory()) / 4 * 3;
     *out = ctx;
     return DSV2_OK;
 }

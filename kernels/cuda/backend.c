@@ -224,6 +224,7 @@ static cudaError_t open_card(struct dsv2i_cuda *be)
 {
     int major = 0, minor = 0;
     void *staging = NULL;
+    size_t left = 0, memory = 0;
     cudaError_t e;
 
     if ((e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, be->device)) ||
@@ -244,6 +245,9 @@ static cudaError_t open_card(struct dsv2i_cuda *be)
         (e = cudaMallocHost(&staging, 2 * DSV2I_CUDA_STAGING)))
         return e;
     be->staging = staging;
+    if ((e = cudaMemGetInfo(&left, &memory)))
+        return e;
+    be->base.memory = memory;
     return make_steps(be);
 }
 

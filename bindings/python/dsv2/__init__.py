@@ -11,18 +11,18 @@ by any thread, a session by one thread at a time, with Session.cancel() as the o
 
 SPDX-License-Identifier: MIT
 """
-from ._errors import (CancelledError, ContextFullError, Error, FileError, ForkedError, FormatError, InternalError,
+from ._errors import (CancelledError, ContextFullError, DeviceError, Error, FileError, ForkedError, FormatError, InternalError,
                      InvalidError, LimitError, NoPagesError, NumericError, OutOfMemoryError, StateError, UTF8Error,
                      UnsupportedError)
 from ._lib import load_library
-from ._model import KV_TYPES, Context, Memory, Message, Model, ModelInfo, Pool, PoolInfo, TextStream, inspect, version
+from ._model import KV_TYPES, Context, Memory, Message, Model, ModelInfo, Pool, PoolInfo, TextStream, backends, inspect, version
 from ._session import Generation, Logprob, Sampling, Score, Session, StepMember, StepResult, TokenScore, step
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "KV_TYPES", "CancelledError", "Context", "ContextFullError", "Error", "FileError", "ForkedError", "FormatError", "Generation",
+    "KV_TYPES", "CancelledError", "Context", "ContextFullError", "DeviceError", "Error", "FileError", "ForkedError", "FormatError", "Generation",
     "InternalError", "InvalidError", "LimitError", "Logprob", "Memory", "Message", "Model", "ModelInfo", "NoPagesError", "NumericError",
     "OutOfMemoryError", "Pool", "PoolInfo", "Sampling", "Score", "Session", "StateError", "StepMember", "StepResult", "TextStream",
-    "TokenScore", "UTF8Error", "UnsupportedError", "inspect", "load_library", "step", "version",
+    "TokenScore", "UTF8Error", "UnsupportedError", "backends", "inspect", "load_library", "step", "version",
 ]

@@ -76,6 +76,10 @@ class ForkedError(Error):
     """The context belongs to another process."""
 
 
+class DeviceError(Error):
+    """The GPU failed or was lost."""
+
+
 class InternalError(Error):
     """A bug in libdsv2; please report it."""
 
@@ -83,7 +87,7 @@ class InternalError(Error):
 BY_STATUS: Dict[int, Type[Error]] = {
     -10: InvalidError, -12: StateError, -20: OutOfMemoryError, -30: FileError, -40: FormatError, -41: UnsupportedError,
     -42: UTF8Error, -43: LimitError, -50: ContextFullError, -51: NoPagesError, -60: CancelledError, -70: NumericError,
-    -80: ForkedError, -90: InternalError,
+    -80: ForkedError, -81: DeviceError, -90: InternalError,
 }
 
 

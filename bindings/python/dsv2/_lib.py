@@ -19,6 +19,7 @@ OK = 0
 ERR_BUFFER = -11
 
 LOG_WARNING, LOG_INFO = 1, 2
+BACKEND_CPU, BACKEND_CUDA = 0, 1
 CPU_BEST, CPU_REFERENCE, CPU_AVX2, CPU_AVX512 = -1, 0, 1, 2
 LOAD_MMAP, LOAD_READ = 0, 1
 TOKENIZE_BOS, TOKENIZE_NO_MARKERS, TOKENIZE_REPLACE = 1, 2, 4
@@ -40,7 +41,13 @@ def _fields(kind: Any, names: str) -> List[Tuple[str, Any]]:
 
 class ContextParams(Structure):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "n_threads cpu_level"), ("memory_bytes", c_uint64), ("log", LogFn),
-                *_fields(c_void_p, "log_user alloc free alloc_user")]
+                *_fields(c_void_p, "log_user alloc free alloc_user"), *_fields(c_int32, "backend device"), ("cuda_module", c_char_p),
+                ("cuda_stream", c_void_p), *_fields(c_int32, "invariant reserved")]
+
+
+class BackendInfo(Structure):
+    _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "backend available n_devices reserved"), ("name", c_char * 16),
+                ("reason", c_char * 240)]
 
 
 class ModelParams(Structure):
@@ -114,7 +121,7 @@ class SampleParams(Structure):
 
 
 # Struct of the header -> class here, for the test that compares their layouts.
-STRUCTS = {"dsv2_context_params": ContextParams, "dsv2_model_params": ModelParams, "dsv2_model_info": ModelInfo,
+STRUCTS = {"dsv2_context_params": ContextParams, "dsv2_backend_info": BackendInfo, "dsv2_model_params": ModelParams, "dsv2_model_info": ModelInfo,
            "dsv2_memory": Memory, "dsv2_text_params": TextParams, "dsv2_chat_message": ChatMessage,
            "dsv2_pool_params": PoolParams, "dsv2_pool_info": PoolInfo, "dsv2_session_params": SessionParams,
            "dsv2_token_score": TokenScore, "dsv2_step_member": StepMember, "dsv2_logprob": Logprob,
@@ -130,6 +137,7 @@ PROTOTYPES = {
     "dsv2_context_params_init": (None, POINTER(ContextParams), c_size_t),
     "dsv2_context_create": (_status, POINTER(ContextParams), POINTER(_handle)),
     "dsv2_context_free": (None, _handle),
+    "dsv2_backend_list": (_status, c_char_p, POINTER(BackendInfo), c_size_t, c_size_t, _size_out),
     "dsv2_model_params_init": (None, POINTER(ModelParams), c_size_t),
     "dsv2_model_load": (_status, _handle, c_char_p, POINTER(ModelParams), POINTER(_handle)),
     "dsv2_model_retain": (None, _handle),

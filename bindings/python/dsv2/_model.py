@@ -27,6 +27,7 @@ Progress = Callable[[int, int], Optional[bool]]
 PathLike = Union[str, "os.PathLike[str]"]
 _Self = TypeVar("_Self", bound="Handle")
 
+BACKENDS = {"cpu": _lib.BACKEND_CPU, "cuda": _lib.BACKEND_CUDA}
 CPU_LEVELS = {"best": _lib.CPU_BEST, "reference": _lib.CPU_REFERENCE, "avx2": _lib.CPU_AVX2, "avx512": _lib.CPU_AVX512}
 KV_TYPES = {"bf16": _lib.KV_BF16, "f32": _lib.KV_F32, "f8_e4m3": _lib.KV_F8_E4M3, "f8_e5m2": _lib.KV_F8_E5M2,
             "int8": _lib.KV_INT8, "6bit": _lib.KV_6BIT}
@@ -200,13 +201,19 @@ class Context(Handle):
     n_threads: worker threads; 0 is one per core.  cpu: "best", "reference", "avx2" or "avx512".  memory_bytes: memory that default
     context lengths may count on; 0 is three quarters of the machine's.  log: called with (level, text), from any thread; level 1 is a
     warning, 2 a note; an exception that it raises is lost.
+
+    backend: "cpu" or "cuda"; see backends().  device, cuda_module (the file libdsv2-cuda.so, if it is not beside the library) and invariant
+    (the bits of a session do not depend on what else is in a step) are for CUDA.
     """
 
     def __init__(self, *, n_threads: int = 0, cpu: str = "best", memory_bytes: int = 0,
-                 log: Optional[Callable[[int, str], None]] = None):
+                 log: Optional[Callable[[int, str], None]] = None, backend: str = "cpu", device: int = 0,
+                 cuda_module: Optional[PathLike] = None, invariant: bool = False):
         params, pointer = _lib.ContextParams(), ctypes.c_void_p()
         lib().dsv2_context_params_init(params, ctypes.sizeof(params))
         params.n_threads, params.cpu_level, params.memory_bytes = n_threads, choose("cpu", cpu, CPU_LEVELS), memory_bytes
+        params.backend, params.device, params.invariant = choose("backend", backend, BACKENDS), device, invariant
+        params.cuda_module = None if cuda_module is None else c_path(cuda_module)
         if log is not None:
             call = log
             # Kept with the object that frees the context: models keep the context alive after this handle is closed.
@@ -214,6 +221,15 @@ class Context(Handle):
         check(lib().dsv2_context_create(params, ctypes.byref(pointer)))
         super().__init__(pointer, lib().dsv2_context_free)
         self.log_callback = params.log
+
+
+def backends(cuda_module: Optional[PathLike] = None) -> Dict[str, str]:
+    """The backends and why each is not available here; "" for those that are."""
+    n = ctypes.c_size_t()
+    path = None if cuda_module is None else c_path(cuda_module)
+    infos = (_lib.BackendInfo * len(BACKENDS))()
+    check(lib().dsv2_backend_list(path, infos, ctypes.sizeof(_lib.BackendInfo), len(infos), ctypes.byref(n)))
+    return {i.name.decode(): "" if i.available else i.reason.decode(errors="replace") for i in infos}
 
 
 class Model(Handle):

@@ -1,0 +1,131 @@
+/* The CPU backend is part of the library.  The CUDA backend is, where it was linked in; else it is libdsv2-cuda.so, which is looked for only
+ * when someone asks for it, so that one build of the library serves machines with and without CUDA.
+ * SPDX-License-Identifier: MIT */
+#include "backend.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda/module.h"
+
+#define MODULE "libdsv2-cuda.so"
+#define REASON 240
+
+#pragma weak dsv2i_cuda_open
+#pragma weak dsv2i_cuda_build
+#pragma weak dsv2i_cuda_devices
+
+struct module {
+    const char *(*build)(void);
+    int (*open)(const struct dsv2i_hooks *hooks, const struct dsv2i_cuda_options *options, struct dsv2i_backend **out, const char **why);
+    int (*devices)(const char **why);
+};
+
+/* The folder of this library with its slash, or "". */
+static void own_folder(char *folder, size_t size)
+{
+    Dl_info info;
+    const char *slash;
+
+    folder[0] = 0;
+    if (!dladdr((const void *)own_folder, &info) || !info.dli_fname)
+        return;
+    slash = strrchr(info.dli_fname, '/');
+    if (slash && (size_t)(slash + 1 - info.dli_fname) < size)
+        snprintf(folder, size, "%.*s", (int)(slash + 1 - info.dli_fname), info.dli_fname);
+}
+
+/* A function of the module; ISO C has no conversion from void *. */
+static void find(void *handle, const char *name, void *function)
+{
+    void *at = dlsym(handle, name);
+
+    memcpy(function, &at, sizeof at);
+}
+
+/* 0, or -1 with a reason.  A module stays loaded: the CUDA runtime in it does not go away cleanly. */
+static int load_module(const char *path, struct module *m, char *reason)
+{
+    char beside[PATH_MAX];
+    void *handle;
+
+    if (dsv2i_cuda_open) {
+        *m = (struct module){dsv2i_cuda_build, dsv2i_cuda_open, dsv2i_cuda_devices};
+        return 0;
+    }
+    if (!path) {
+        own_folder(beside, sizeof beside - sizeof MODULE);
+        strcat(beside, MODULE);
+        path = beside;
+    }
+    handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (!handle) {
+        const char *text = dlerror();
+
+        snprintf(reason, REASON, "%s", text ? text : path);
+        return -1;
+    }
+    find(handle, "dsv2i_cuda_build", &m->build);
+    find(handle, "dsv2i_cuda_open", &m->open);
+    find(handle, "dsv2i_cuda_devices", &m->devices);
+    if (!m->build || !m->open || !m->devices) {
+        snprintf(reason, REASON, "%s: is no CUDA module of libdsv2", path);
+    } else if (strcmp(m->build(), DSV2I_BUILD) != 0) {
+        snprintf(reason, REASON, "%s: belongs to another build of libdsv2: %s, this is %s", path, m->build(), DSV2I_BUILD);
+    } else {
+        dlclose(handle);
+        return 0;
+    }
+    dlclose(handle);
+    return -1;
+}
+
+static dsv2_status open_cuda(const struct dsv2i_hooks *mem, const dsv2_context_params *p, struct dsv2i_backend **out)
+{
+    struct dsv2i_cuda_options options = {.device = p->device, .invariant = p->invariant, .stream = p->cuda_stream};
+    char reason[REASON];
+    const char *why = "";
+    struct module m;
+
+    if (load_module(p->cuda_module, &m, reason))
+        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "dsv2_context_params: backend: CUDA: %s", reason);
+    if (m.open(mem, &options, out, &why))
+        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "dsv2_context_params: backend: CUDA: device %d: %s", p->device, why);
+    return DSV2_OK;
+}
+
+static dsv2_status open_cpu(const struct dsv2i_hooks *mem, const dsv2_context_params *p, struct dsv2i_backend **out)
+{
+    switch (dsv2i_cpu_open(mem, p->cpu_level, p->n_threads, out)) {
+    case 0: return DSV2_OK;
+    case -2:
+        return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "dsv2_context_params: cpu_level: this machine lacks level %d", p->cpu_level);
+    default: return dsv2i_fail(DSV2_ERR_NOMEM, "context: no memory or no threads (n_threads %d)", p->n_threads);
+    }
+}
+
+dsv2_status dsv2i_backend_open(const struct dsv2i_hooks *mem, const dsv2_context_params *params, struct dsv2i_backend **out)
+{
+    return params->backend == DSV2_BACKEND_CUDA ? open_cuda(mem, params, out) : open_cpu(mem, params, out);
+}
+
+dsv2_backend_info dsv2i_backend_describe(const char *cuda_module, int32_t i)
+{
+    dsv2_backend_info info = {.struct_size = sizeof info, .backend = i, .available = 1, .n_devices = 1, .name = "cpu"};
+    const char *why = "there is no device";
+    struct module m;
+
+    if (i == DSV2_BACKEND_CPU)
+        return info;
+    strcpy(info.name, "cuda");
+    info.n_devices = 0;
+    if (!load_module(cuda_module, &m, info.reason)) {
+        info.n_devices = m.devices(&why);
+        if (!info.n_devices)
+            snprintf(info.reason, sizeof info.reason, "%s", why);
+    }
+    info.available = info.n_devices > 0;
+    return info;
+}

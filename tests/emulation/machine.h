@@ -34,6 +34,10 @@ void fail_launch(long n);
 long host_waits();
 size_t bytes_in_use();
 
+/* Objects of cuBLASLt that live, and questions to its heuristics since reset. */
+long blas_objects();
+long blas_queries();
+
 /* ---- between the emulator's files --------------------------------------------------------------------------------------------- */
 
 extern std::recursive_mutex lock;
@@ -53,8 +57,14 @@ struct DeviceAccess {
     ~DeviceAccess();
 };
 bool is_device(const void *ptr);
+bool is_device(const void *ptr, size_t size); /* all of it, in one allocation */
 bool is_pinned(const void *ptr, size_t size);
-void forget_streams();     /* all pending work, at reset */
+
+/* Work of a library's own on a stream.  forget_*: at reset. */
+cudaError_t enqueue(cudaStream_t stream, std::function<void()> action);
+bool capturing();
+void forget_streams();
+void forget_blas();
 
 /* A thread's own stack. */
 struct Fiber {

@@ -74,6 +74,7 @@ void reset(uint64_t seed, const Machine &m)
     std::lock_guard<std::recursive_mutex> hold(lock);
 
     forget_streams();
+    forget_blas();
     if (range_end > range) { /* what was left allocated goes, too */
         ASAN_UNPOISON_MEMORY_REGION(range, range_end - range);
         munmap(range, range_bytes);
@@ -106,16 +107,19 @@ DeviceAccess::~DeviceAccess()
 
 bool is_device(const void *ptr) { return range && ptr >= range && ptr < range + range_bytes; }
 
-bool is_pinned(const void *ptr, size_t size)
+static bool within(const std::map<char *, size_t> &blocks, const void *ptr, size_t size)
 {
     char *at = static_cast<char *>(const_cast<void *>(ptr));
-    auto after = pinned_blocks.upper_bound(at);
+    auto after = blocks.upper_bound(at);
 
-    if (after == pinned_blocks.begin())
+    if (after == blocks.begin())
         return false;
     --after;
     return at + size <= after->first + after->second;
 }
+
+bool is_device(const void *ptr, size_t size) { return within(device_blocks, ptr, size); }
+bool is_pinned(const void *ptr, size_t size) { return within(pinned_blocks, ptr, size); }
 
 }
 

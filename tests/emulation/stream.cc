@@ -170,7 +170,7 @@ static void issue(Stream *s, Work work, bool early)
     s->last = n;
 }
 
-static bool capturing()
+bool capturing()
 {
     return std::any_of(streams.begin(), streams.end(), [](Stream *s) { return s->capture != nullptr; });
 }
@@ -182,6 +182,16 @@ static cudaError_t check(Stream *s)
         return returned(cudaErrorInvalidResourceHandle);
     }
     return returned(cudaSuccess);
+}
+
+cudaError_t enqueue(cudaStream_t s, std::function<void()> action)
+{
+    Hold hold(lock);
+    cudaError_t e = check(s);
+
+    if (e == cudaSuccess)
+        issue(s, {nullptr, std::move(action)}, false);
+    return e;
 }
 
 /* ---- launches ------------------------------------------------------------------------------------------------------------------ */
@@ -256,9 +266,7 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *user)
 {
     Hold hold(lock);
 
-    if (check(s) == cudaSuccess)
-        issue(s, {nullptr, [fn, user] { fn(user); }}, false);
-    return returned(cudaSuccess);
+    return enqueue(s, [fn, user] { fn(user); });
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t size, cudaStream_t s)

@@ -72,6 +72,21 @@ cudaError_t dsv2i_cuda_experts_few(const struct dsv2i_cuda_launch *to, const str
 cudaError_t dsv2i_cuda_moe_route(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t *idx, float *weight,
                                  const float *logits, int32_t n_experts, const struct dsv2i_route *route);
 
+/* ---- activations for the matrix units (blas.h) ---- */
+
+/* What shares a scale: all elements, those of a row, or 128 of a row. */
+enum dsv2i_cuda_scaling { DSV2I_CUDA_SCALE_ALL = 1, DSV2I_CUDA_SCALE_ROWS = 2, DSV2I_CUDA_SCALE_BLOCKS = 3 };
+
+/* y (n_rows, dim) = codes of e4m3, and scale: 1, (n_rows) or (ceil(dim / 128), max_rows), whose products are x (n_rows, dim).  dim is a
+ * multiple of 16; x and y are aligned to 16 bytes.  scratch, dsv2i_cuda_quantize_scratch() bytes, is for SCALE_ALL only. */
+size_t dsv2i_cuda_quantize_scratch(void);
+cudaError_t dsv2i_cuda_quantize(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint8_t *y, float *scale,
+                                const float *x, int32_t dim, int32_t scaling, void *scratch);
+
+/* y (n_rows, dim) = x, rounded to BF16 or F16; both aligned to 16 bytes. */
+cudaError_t dsv2i_cuda_narrow(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
+                              int32_t dtype, int32_t dim);
+
 #ifdef __cplusplus
 }
 #endif

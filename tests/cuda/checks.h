@@ -111,7 +111,7 @@ void close_to(const std::vector<float> &got, const std::vector<double> &want, do
         expect(is_unset(got[i]), "wrote at %zu, past the last row", i);
 }
 
-std::vector<double> frequencies(int rope)
+[[maybe_unused]] std::vector<double> frequencies(int rope)
 {
     std::vector<double> f;
     for (int i = 0; i < rope / 2; i++)
@@ -119,7 +119,7 @@ std::vector<double> frequencies(int rope)
     return f;
 }
 
-dsv2i_cuda_launch launch_for(int max_rows, int early = 1) { return {stream, max_rows, early, 90, 4, 0}; }
+[[maybe_unused]] dsv2i_cuda_launch launch_for(int max_rows, int early = 1) { return {stream, max_rows, early, 90, 4, 0}; }
 
 /* A step of rows: each a sequence of its own with pages in device memory. */
 struct Step {

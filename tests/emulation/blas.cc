@@ -320,7 +320,10 @@ static Range range(const void *at, uint64_t type, uint64_t rows, uint64_t cols, 
 static size_t scales(uint64_t mode, uint64_t length, uint64_t k)
 {
     size_t blocks = (k + 127) / 128;
-    return 4 * (mode == scalar ? 1 : mode == outer ? length : mode == vec128 ? length * blocks : (blocks + 3) / 4 * 4 * ((length + 127) / 128));
+
+    if (mode == scalar || mode == outer)
+        return mode == scalar ? 4 : 4 * length;
+    return 4 * (mode == vec128 ? length * blocks : (blocks + 3) / 4 * 4 * ((length + 127) / 128));
 }
 
 static bool aligned(const void *at, size_t to) { return reinterpret_cast<uintptr_t>(at) % to == 0; }
@@ -338,7 +341,8 @@ static cublasStatus_t check_memory(const Problem &p, const Operands &o, const Al
     const Range a = range(o.a, p.ab, p.transa ? p.k : p.m, p.transa ? p.m : p.k, p.lda, p.batch, p.stride_a);
     const Range b = range(o.b, p.ab, p.transb ? p.n : p.k, p.transb ? p.k : p.n, p.ldb, p.batch, p.stride_b);
     const Range d = range(o.d, p.cd, p.m, p.n, p.ldd, p.batch, p.stride_d);
-    const Range c = range(o.c, p.cd, p.m, p.n, p.ldc, p.batch, p.stride_c), w = {reinterpret_cast<const char *>(o.workspace), algo.workspace};
+    const Range c = range(o.c, p.cd, p.m, p.n, p.ldc, p.batch, p.stride_c);
+    const Range w = {reinterpret_cast<const char *>(o.workspace), algo.workspace};
     const bool fp8 = p.ab == CUDA_R_8F_E4M3;
 
     if (!o.a || !o.b || !o.d || (o.beta != 0 && !o.c))

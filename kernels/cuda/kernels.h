@@ -87,6 +87,31 @@ cudaError_t dsv2i_cuda_quantize(const struct dsv2i_cuda_launch *to, const struct
 cudaError_t dsv2i_cuda_narrow(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
                               int32_t dtype, int32_t dim);
 
+/* ---- attention in the absorbed form ---- */
+
+/* o (n_rows, heads, v) = causal attention of prepared q (n_rows, heads, nope + rope) over the rows' pages, for any shape and page; kv_b.cols
+ * is the rank.  The form is not looked at.  only_f32: only rows of sequences with F32 pages; the others' o is left as it is. */
+cudaError_t dsv2i_cuda_mla_attend_any(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *q,
+                                      const struct dsv2i_weight *kv_b, int32_t layer, int32_t heads, int32_t nope, int32_t v, int32_t rope,
+                                      float scale, int32_t only_f32);
+
+/* The same in four launches for the releases' heads, nope and v 128, rank 512 and rope 64: of rows whose sequence is in the absorbed form
+ * and has no F32 pages.  The others' o is left as it is.
+ *
+ * absorb: q_latent (n_rows, heads, 512 + 64), bf16, = (UK^T q_nope, q_rope) * scale * log2(e).
+ * decode: o_latent (n_rows, heads, 512) = attention of q_latent over the latents; of 6BIT, rotated.  scratch: dsv2i_cuda_mla_scratch bytes,
+ *         aligned to 256, in which plan has written, once a step, for the same to and heads.
+ * value:  o (n_rows, heads, 128) = UV o_latent.
+ * Arrays are aligned to 16 bytes. */
+size_t dsv2i_cuda_mla_scratch(const struct dsv2i_cuda_launch *to, int32_t heads);
+cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, void *scratch, int32_t heads);
+cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent, const float *q,
+                                  const struct dsv2i_weight *kv_b, int32_t heads, float scale);
+cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o_latent,
+                                  const uint16_t *q_latent, int32_t layer, int32_t heads, void *scratch);
+cudaError_t dsv2i_cuda_mla_value(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *o_latent,
+                                 const struct dsv2i_weight *kv_b, int32_t heads);
+
 #ifdef __cplusplus
 }
 #endif

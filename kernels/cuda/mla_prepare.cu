@@ -6,6 +6,7 @@
  * rotation of 6BIT and the scales need neither shared memory nor barriers; the others rotate the queries meanwhile.
  *
  * SPDX-License-Identifier: MIT */
+#include "kv_read.cuh"
 #include "launch.cuh"
 #include "load.cuh"
 #include "warp.cuh"
@@ -62,36 +63,6 @@ template <int n> static __device__ float write_bytes(unsigned char *code, const 
             code[i] = c;
     }
     return scale;
-}
-
-/* y = H D x in each of the blocks of m elements. */
-template <int n> static __device__ void rotate(float (&x)[n], int m)
-{
-    int lane = (int)threadIdx.x % 32;
-
-#pragma unroll
-    for (int j = 0; j < n; j++)
-        x[j] = __uint_as_float(__float_as_uint(x[j]) ^ dsv2i_kv_negative((unsigned)((32 * j + lane) & (m - 1))) << 31);
-#pragma unroll
-    for (int d = n / 2; d > 0; d /= 2) /* registers apart */
-        if (32 * d < m)
-#pragma unroll
-            for (int j = 0; j < n; j++)
-                if (!(j & d) && j + d < n) {
-                    float a = x[j], b = x[j + d];
-
-                    x[j] = a + b;
-                    x[j + d] = a - b;
-                }
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) /* lanes apart */
-        if (d < m)
-#pragma unroll
-            for (int j = 0; j < n; j++) {
-                float other = __shfl_xor_sync(DSV2I_ALL_LANES, x[j], d);
-
-                x[j] = lane & d ? other - x[j] : x[j] + other;
-            }
 }
 
 /* The planes of levels and signs of y; returns the scale. */
@@ -170,7 +141,7 @@ static __device__ void write_record(unsigned char *to, float (&c)[n], const floa
     if (kv_type == DSV2I_KV_6BIT) {
         int block = dsv2i_kv_rotation(rank);
 
-        rotate(c, block);
+        dsv2i_rotate(c, block);
         of_c = write_levels(to, to + r.sign, c, rank) / (float)block;
         of_k = write_bytes(to + r.key, k, rope, DSV2I_KV_INT8);
     } else {

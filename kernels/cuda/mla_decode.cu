@@ -1,0 +1,697 @@
+/* Attention over pages in the absorbed form: every query (512 + 64) meets every latent and key of its row's context, and the latents are
+ * also the values; o = softmax(q . (c, k)) c.  docs/kernels/mla-decode.md has the schedule and what it is bound by.
+ *
+ * Bound: with 16 heads bandwidth, each record once (bf16: 1,152 bytes a token and layer, for 34.8 kFLOP); with 128 heads the tensor cores
+ * (30 times fewer bytes a FLOP would do than the records are: 278 kFLOP a token).
+ *
+ * Queries of a sequence lie one behind another, row by row and head by head, so a tile is any M of them: 16, or 64 where the sequence has
+ * more.  The causal mask is each query's own.  A block of 8 warps serves a tile over a piece of its context, 32 keys at a time:
+ *   scores  (M, 32) = Q K^T; warps share rows, keys, and the 576 columns in four parts, each 128 of the latent and 16 of the key;
+ *   softmax online, in shared memory, where the parts are added up;
+ *   values  (M, 512) += P V; a warp has 64 columns of V, which is the same tile as K.
+ * Records come by cp.async, a few tiles ahead.  BF16 ones are that tile; others are first made into bf16 codes, exactly (6BIT: its levels
+ * rounded to bf16), and their scales meet the scores and P.
+ *
+ * Work is spread by a plan that the device makes once a step for all layers: tiles lie on a line, each as long as its keys and some more
+ * for what a tile costs anyway, and each block takes an equal part of the line.  A tile cut between blocks is put together by a second
+ * launch.  Invariant: a tile is not cut, and goes to the block in whose part it begins.  The order of every sum is the same for both M.
+ *
+ * A score that is NaN is a NaN in its query's result.  In BF16 pages a NaN or infinity of a later row of the same tile is, too.
+ *
+ * SPDX-License-Identifier: MIT */
+#include <math.h>
+
+#include "kv_read.cuh"
+#include "launch.cuh"
+#include "matrix.cuh"
+
+static const int rank = 512, rope = 64, width = rank + rope;
+static const int threads = 256, warps = 8;
+static const int tokens = 32;                    /* of a tile of keys */
+static const int row_bytes = 2 * width;          /* of Q and K in shared memory: 72 units of 16 bytes, swizzled */
+static const int key_bytes = tokens * row_bytes; /* of a bf16 tile of keys */
+static const int raw_bytes = tokens * 592;       /* of a tile of records, at most */
+static const int score_row = tokens + 4;         /* floats: 16 bytes more, so that rows begin in different banks */
+static const int tile_cost = 2, least_part = 2;  /* in tiles of keys */
+
+/* A tile of queries: from query `at` of sequence seq on; keys tiles of keys at `start` of the line. */
+struct query_tile {
+    int seq, at, start, keys;
+};
+
+/* What plan writes; first[block] and tiles follow, then partial results. */
+struct plan {
+    int part, line, n_tiles, pad;
+};
+
+/* Where things are in scratch, and how the kernel is built for a card and a model. */
+struct layout {
+    bool big;       /* there are tiles of 64 queries */
+    int blocks;     /* of the decode kernel */
+    int max_tiles;
+    size_t tiles, partial, slot, bytes; /* offsets; bytes of a partial result: (M, 512), then max and sum of each query */
+};
+
+static layout layout_of(const dsv2i_cuda_launch *to, int heads)
+{
+    const bool wide = to->sm == 80 || to->sm == 90 || to->sm == 100; /* cards with 164 KB or more of shared memory */
+    layout l;
+
+    l.big = wide && (long)to->max_rows * heads > 16;
+    l.blocks = to->n_sms * (!l.big && wide && to->sm >= 90 ? 2 : 1);
+    l.max_tiles = to->max_rows * ((heads + 15) / 16);
+    l.tiles = (sizeof(plan) + sizeof(int) * (size_t)l.blocks + 15) / 16 * 16;
+    l.partial = (l.tiles + sizeof(query_tile) * (size_t)l.max_tiles + 255) / 256 * 256;
+    l.slot = sizeof(float) * (size_t)((l.big ? 64 : 16) * (rank + 2));
+    l.bytes = l.partial + 2 * (size_t)l.blocks * l.slot;
+    return l;
+}
+
+size_t dsv2i_cuda_mla_scratch(const struct dsv2i_cuda_launch *to, int32_t heads)
+{
+    return layout_of(to, heads).bytes;
+}
+
+/* ---- the plan ------------------------------------------------------------------------------------------------------------------------ */
+
+/* Sum of x over this thread and those before it; total of all.  parts: a block_scan of its own. */
+static __device__ int block_scan(int x, int *total, int *parts)
+{
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, before = 0;
+
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        int other = __shfl_up_sync(DSV2I_ALL_LANES, x, (unsigned)d);
+        x += lane >= d ? other : 0;
+    }
+    if (lane == 31)
+        parts[warp] = x;
+    __syncthreads();
+    *total = 0;
+    for (int w = 0; w < threads / 32; w++) {
+        before += w < warp ? parts[w] : 0;
+        *total += parts[w];
+    }
+    __syncthreads();
+    return x + before;
+}
+
+static __device__ __forceinline__ bool decoded(const dsv2i_seq &seq)
+{
+    return seq.form == DSV2I_ABSORBED && seq.kv_type != DSV2I_KV_F32;
+}
+
+static __device__ __forceinline__ int tile_queries(int queries, bool big)
+{
+    return big && queries > 16 ? 64 : 16;
+}
+
+static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, int *first, query_tile *tiles, int heads, int big, int blocks)
+{
+    int *parts = (int *)dsv2i_shared(), *first_tile = parts + warps; /* (warps), (n_seqs + 1) */
+    int n_tiles = 0, line = 0, total;
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int n_seqs = step->n_seqs;
+    for (int from = 0; from < n_seqs; from += threads) {
+        int s = from + (int)threadIdx.x, n = 0;
+
+        if (s < n_seqs && decoded(step->seqs[s])) {
+            int queries = (step->first[s + 1] - step->first[s]) * heads, M = tile_queries(queries, big);
+            n = (queries + M - 1) / M;
+        }
+        int end = n_tiles + block_scan(n, &total, parts);
+        if (s < n_seqs)
+            first_tile[s] = end - n;
+        n_tiles += total;
+    }
+    if (threadIdx.x == 0)
+        first_tile[n_seqs] = n_tiles;
+    __syncthreads();
+    for (int from = 0; from < n_tiles; from += threads) {
+        int t = from + (int)threadIdx.x, low = 0, high = n_seqs, keys = 0;
+        query_tile tile = {};
+
+        if (t < n_tiles) {
+            while (high - low > 1) { /* the last sequence that begins at t or before, so not an empty one */
+                int mid = low + (high - low) / 2;
+
+                if (first_tile[mid] <= t)
+                    low = mid;
+                else
+                    high = mid;
+            }
+            int row = step->first[low], queries = (step->first[low + 1] - row) * heads, M = tile_queries(queries, big);
+            int last = min((t - first_tile[low] + 1) * M, queries) - 1;
+
+            tile.seq = low;
+            tile.at = (t - first_tile[low]) * M;
+            keys = (step->pos[row] + last / heads) / tokens + 1;
+        }
+        int end = line + block_scan(t < n_tiles ? keys + tile_cost : 0, &total, parts);
+        if (t < n_tiles) {
+            tile.start = end - keys;
+            tile.keys = keys;
+            tiles[t] = tile;
+        }
+        line += total;
+    }
+    __syncthreads();
+    const int part = max((line + blocks - 1) / blocks, least_part);
+    for (int b = (int)threadIdx.x; b < blocks; b += threads) { /* the first tile that ends in or behind the block's part */
+        int low = -1, high = n_tiles;
+
+        while (high - low > 1) {
+            int mid = low + (high - low) / 2;
+
+            if (tiles[mid].start + tiles[mid].keys > b * part)
+                high = mid;
+            else
+                low = mid;
+        }
+        first[b] = high;
+    }
+    if (threadIdx.x == 0) {
+        to->part = part;
+        to->line = line;
+        to->n_tiles = n_tiles;
+        to->pad = 0;
+    }
+}
+
+cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, void *scratch, int32_t heads)
+{
+    const layout l = layout_of(to, heads);
+    char *at = (char *)scratch;
+
+    return dsv2i_launch(to, mla_plan_kernel, 1, threads, sizeof(int) * (size_t)(warps + to->max_rows + 1), step, (plan *)at,
+                        (int *)(at + sizeof(plan)), (query_tile *)(at + l.tiles), heads, l.big, l.blocks);
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------------------------------------ */
+
+/* Unit u (16 bytes) of row r of Q or a tile of keys: 8 rows of the same unit lie in different banks. */
+static __device__ __forceinline__ unsigned char *unit(unsigned char *rows, int r, int u)
+{
+    return rows + r * row_bytes + ((u ^ (r & 7)) * 16);
+}
+
+/* A tile's context: what a block needs to know of the sequence. */
+struct context {
+    void *const *page;
+    int kv_type, bytes, scale; /* of a record; offset of its scales */
+    size_t layer;              /* offset of the layer in a page */
+    int end;                   /* tokens that the tile's last query sees */
+};
+
+/* Begin to load tile i of the keys: as bf16 rows, or records as they are.  Tokens from end on are 0. */
+static __device__ __forceinline__ void load_keys(unsigned char *to, const context &c, int i)
+{
+    const int token = i * tokens, valid = c.end - token;
+    const unsigned char *from = (const unsigned char *)c.page[token / DSV2I_PAGE_TOKENS] + c.layer
+                                + (size_t)(token % DSV2I_PAGE_TOKENS) * (size_t)c.bytes;
+
+    if (c.kv_type == DSV2I_KV_BF16) {
+        const int r = (int)threadIdx.x / 8, u = (int)threadIdx.x % 8;
+
+        to = unit(to, r, u);
+        from += r * row_bytes + 16 * u;
+#pragma unroll
+        for (int j = 0; j < row_bytes / 128; j++)
+            dsv2i_copy<16>(to + 128 * j, from + 128 * j, r < valid ? 16 : 0);
+    } else {
+        for (int u = (int)threadIdx.x; u < tokens / 16 * c.bytes; u += threads)
+            dsv2i_copy<16>(to + 16 * u, from + 16 * u, 16 * u < valid * c.bytes ? 16 : 0);
+    }
+}
+
+/* bf16 of 4 codes of a byte: exact. */
+static __device__ __forceinline__ uint2 from_codes(uint32_t x, int kv_type)
+{
+    if (kv_type == DSV2I_KV_F8_E4M3)
+        return make_uint2(dsv2i_bf16x2_from_e4m3x2((uint16_t)x), dsv2i_bf16x2_from_e4m3x2((uint16_t)(x >> 16)));
+    if (kv_type == DSV2I_KV_F8_E5M2) {
+        float2 a = dsv2i_f32x2_from_e5m2x2((uint16_t)x), b = dsv2i_f32x2_from_e5m2x2((uint16_t)(x >> 16));
+        return make_uint2(dsv2i_bf16x2(a.x, a.y), dsv2i_bf16x2(b.x, b.y));
+    }
+    float4 f;
+    x ^= 0x80808080; /* now 128 more, without sign, in the mantissa of 2^23 */
+    f.x = __uint_as_float(0x4B000000 | (x & 0xFF)) - 8388736.0f;
+    f.y = __uint_as_float(0x4B000000 | (x >> 8 & 0xFF)) - 8388736.0f;
+    f.z = __uint_as_float(0x4B000000 | (x >> 16 & 0xFF)) - 8388736.0f;
+    f.w = __uint_as_float(0x4B000000 | x >> 24) - 8388736.0f;
+    return make_uint2(dsv2i_bf16x2(f.x, f.y), dsv2i_bf16x2(f.z, f.w));
+}
+
+/* 16 codes to units u and u + 1 of row r. */
+static __device__ __forceinline__ void write_codes(unsigned char *keys, int r, int u, const unsigned char *code, int kv_type)
+{
+    const uint4 x = *(const uint4 *)code;
+    const uint2 a = from_codes(x.x, kv_type), b = from_codes(x.y, kv_type), c = from_codes(x.z, kv_type), d = from_codes(x.w, kv_type);
+
+    *(uint4 *)unit(keys, r, u) = make_uint4(a.x, a.y, b.x, b.y);
+    *(uint4 *)unit(keys, r, u + 1) = make_uint4(c.x, c.y, d.x, d.y);
+}
+
+/* Pairs of levels as bf16, by two codes in a byte: (256). */
+static __device__ __forceinline__ void make_levels(uint32_t *pairs)
+{
+    pairs[threadIdx.x] = dsv2i_bf16x2(dsv2i_levels[threadIdx.x % 16], dsv2i_levels[threadIdx.x / 16]);
+}
+
+/* Records to bf16 rows of codes; 8 threads a record. */
+static __device__ __forceinline__ void read_records(unsigned char *keys, const unsigned char *raw, const uint32_t *pairs, const context &c)
+{
+    const int r = (int)threadIdx.x / 8, first = (int)threadIdx.x % 8;
+
+    raw += r * c.bytes;
+    if (c.kv_type != DSV2I_KV_6BIT) {
+#pragma unroll 1
+        for (int i = first; i < width / 16; i += 8)
+            write_codes(keys, r, 2 * i, raw + 16 * i, c.kv_type);
+        return;
+    }
+    const int blocks = rank / DSV2I_KV_BLOCK, sign = 16 * blocks, key = 20 * blocks;
+#pragma unroll 1
+    for (int block = first; block < blocks; block += 8) {
+        const uint4 codes = *(const uint4 *)(raw + 16 * block);
+        const uint32_t negative = *(const uint32_t *)(raw + sign + 4 * block), word[4] = {codes.x, codes.y, codes.z, codes.w};
+
+#pragma unroll
+        for (int u = 0; u < 4; u++) { /* 8 elements: the low or high nibbles of two words */
+            uint32_t out[4];
+
+#pragma unroll
+            for (int j = 0; j < 4; j++) { /* elements 8 u + 2 j and the next */
+                uint32_t two = word[u % 2 * 2 + j / 2] >> (j % 2 * 16 + u / 2 * 4), s = negative >> (8 * u + 2 * j);
+
+                out[j] = pairs[(two & 15) | (two >> 4 & 0xF0)] ^ ((s & 1) << 15 | (s & 2) << 30);
+            }
+            *(uint4 *)unit(keys, r, 4 * block + u) = make_uint4(out[0], out[1], out[2], out[3]);
+        }
+    }
+    if (first < rope / 16)
+        write_codes(keys, r, rank / 8 + 2 * first, raw + key + 16 * first, DSV2I_KV_INT8);
+}
+
+/* Begin to load the n queries of a tile of M as bf16 rows, the others 0.  For 6BIT they are rotated. */
+static __device__ __forceinline__ void load_queries(unsigned char *to, const uint16_t *q, int n, int M, int kv_type)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const bool rotated = kv_type == DSV2I_KV_6BIT;
+
+    for (int r = (int)threadIdx.x / 8; r < M; r += threads / 8)
+        for (int u = (int)threadIdx.x % 8; u < row_bytes / 16; u += 8)
+            if (!rotated || u >= rank / 8 || r >= n)
+                dsv2i_copy<16>(unit(to, r, u), r < n ? q + r * width + 8 * u : q, r < n ? 16 : 0);
+    for (int r = (int)threadIdx.x / 32; rotated && r < n; r += warps) {
+        float x[rank / 32];
+
+#pragma unroll
+        for (int j = 0; j < rank / 32; j++)
+            x[j] = dsv2i_f32_from_bf16(q[(size_t)(r * width + 32 * j + lane)]);
+        dsv2i_rotate(x, rank);
+#pragma unroll
+        for (int j = 0; j < rank / 32; j++)
+            ((uint16_t *)unit(to, r, 4 * j + lane / 8))[lane % 8] = dsv2i_bf16(x[j]);
+    }
+}
+
+/* Registers of A for 16 queries, columns of step k (16 of them): the lane's row and unit of ldmatrix. */
+static __device__ __forceinline__ void load_a(uint32_t (&a)[4], unsigned char *queries, int row, int k)
+{
+    const int lane = (int)threadIdx.x % 32;
+    dsv2i_ldmatrix(a, unit(queries, row + lane % 16, 2 * k + lane / 16));
+}
+
+/* sum_j p[j] for n a power of two, by halves: as lanes that hold fewer add theirs up. */
+template <int n> static __device__ __forceinline__ float pair_sum(const float (&p)[n])
+{
+    float s[n];
+
+#pragma unroll
+    for (int j = 0; j < n; j++)
+        s[j] = p[j];
+#pragma unroll
+    for (int d = 1; d < n; d *= 2)
+#pragma unroll
+        for (int j = 0; j + d < n; j += 2 * d)
+            s[j] += s[j + d];
+    return s[0];
+}
+
+/* Tiles begin to end - 1 of keys for the n queries q of a tile of M, query `at` of a sequence whose first row is at position pos.  To o
+ * (n, 512), or, with max_sum, unfinished to o, and max_sum (M, 2).
+ *
+ * Shared memory: scores (parts, M, score_row) | queries | loads and keys; with M = 16 the queries go to registers, and scores take their
+ * place.  A row of the scores' first part holds first 32 scores, then P in bf16; of its last 16 bytes, the query's correction and its
+ * sum. */
+template <int M, int stages>
+static __device__ void attend(unsigned char *shared, const context &c, float *o, float *max_sum, const uint16_t *q, int n, int at, int heads,
+                              int pos, int begin, int end)
+{
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int parts = M == 16 ? 4 : 2, m_tiles = M == 16 ? 1 : 2; /* sums in shared memory; tiles of 16 queries of a warp's scores */
+    const int part = M == 16 ? warp % 4 : warp / 4 * 2, key = (M == 16 ? warp / 4 : warp / 2 % 2) * 16, query = M == 16 ? 0 : warp % 2 * 32;
+    float *score = (float *)shared;
+    unsigned char *queries = M == 16 ? shared : shared + sizeof(float) * parts * M * score_row;
+    unsigned char *loads = queries + M * row_bytes, *keys = loads;
+    const bool coded = c.kv_type != DSV2I_KV_BF16;
+    const int load_bytes = coded ? tokens * c.bytes : key_bytes;
+    uint32_t *pairs;
+
+    if (coded)
+        loads += key_bytes;
+    pairs = (uint32_t *)(loads + stages * load_bytes);
+    if (c.kv_type == DSV2I_KV_6BIT)
+        make_levels(pairs);
+
+    load_queries(queries, q, n, M, c.kv_type);
+    dsv2i_copy_commit();
+#pragma unroll
+    for (int i = 0; i < stages - 1; i++) {
+        if (begin + i < end)
+            load_keys(loads + i * load_bytes, c, begin + i);
+        dsv2i_copy_commit();
+    }
+    uint32_t held[M == 16 ? 9 : 1][4]; /* M = 16: this warp's part of the queries */
+    if (M == 16) {
+        dsv2i_copy_wait<stages - 1>();
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < 9; k++)
+            load_a(held[k % (M == 16 ? 9 : 1)], queries, 0, k < 8 ? part * 8 + k : rank / 16 + part);
+    }
+
+    /* Of the softmax a thread has `some` scores of a row. */
+    const int lanes = threads / M, some = tokens / lanes, row = (int)threadIdx.x / lanes, from = (int)threadIdx.x % lanes * some;
+    const int visible = row < n ? pos + (at + row) / heads + 1 : 0;
+    float *row_score = score + row * score_row;
+    float max = -INFINITY, sum = 0, acc[M / 16][8][4];
+
+#pragma unroll
+    for (int m = 0; m < M / 16; m++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                acc[m][j][i] = 0;
+
+    for (int i = begin, stage = 0; i < end; i++, stage = stage + 1 == stages ? 0 : stage + 1) {
+        unsigned char *raw = loads + stage * load_bytes;
+
+        dsv2i_copy_wait<stages - 2>();
+        __syncthreads(); /* tile i is there, and the one before is done with */
+        if (i + stages - 1 < end)
+            load_keys(loads + (stage == 0 ? stages - 1 : stage - 1) * load_bytes, c, i + stages - 1);
+        dsv2i_copy_commit();
+        if (coded) {
+            read_records(keys, raw, pairs, c);
+            __syncthreads();
+        } else {
+            keys = raw;
+        }
+
+        float s[m_tiles][2][4];
+#pragma unroll 1
+        for (int p = 0; p < 4 / parts; p++) {
+            float of_c[m_tiles][2][4] = {}, of_k[m_tiles][2][4] = {};
+
+#pragma unroll
+            for (int k = 0; k < 9; k++) {
+                const int step = k < 8 ? (part + p) * 8 + k : rank / 16 + part + p;
+                uint32_t b[4];
+
+                dsv2i_ldmatrix(b, unit(keys, key + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+#pragma unroll
+                for (int m = 0; m < m_tiles; m++) {
+                    uint32_t a[4];
+
+                    if (M == 16)
+#pragma unroll
+                        for (int r = 0; r < 4; r++)
+                            a[r] = held[k % (M == 16 ? 9 : 1)][r];
+                    else
+                        load_a(a, queries, query + 16 * m, step);
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        const uint32_t two[2] = {b[2 * j], b[2 * j + 1]};
+
+                        if (k < 8)
+                            dsv2i_mma_bf16(of_c[m][j], a, two);
+                        else
+                            dsv2i_mma_bf16(of_k[m][j], a, two);
+                    }
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float2 scale[2] = {make_float2(1, 1), make_float2(1, 1)};
+
+                if (coded)
+#pragma unroll
+                    for (int r = 0; r < 2; r++)
+                        scale[r] = *(const float2 *)(raw + (key + 8 * j + 2 * t + r) * c.bytes + c.scale);
+#pragma unroll
+                for (int m = 0; m < m_tiles; m++)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        float x = __fmaf_rn(of_k[m][j][r], scale[r % 2].y, __fmul_rn(of_c[m][j][r], scale[r % 2].x));
+                        s[m][j][r] = p == 0 ? x : __fadd_rn(s[m][j][r], x);
+                    }
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < m_tiles; m++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    *(float2 *)(score + ((M == 16 ? part : part / 2) * M + query + 16 * m + g + 8 * r) * score_row + key + 8 * j + 2 * t)
+                        = make_float2(s[m][j][2 * r], s[m][j][2 * r + 1]);
+        __syncthreads();
+
+        float p[some], new_max = max, base, corr;
+#pragma unroll
+        for (int j = 0; j < some; j++) {
+            const float *x = row_score + from + j;
+
+            p[j] = M == 16 ? __fadd_rn(__fadd_rn(x[0], x[M * score_row]),
+                                       __fadd_rn(x[2 % parts * M * score_row], x[3 % parts * M * score_row]))
+                           : __fadd_rn(x[0], x[M * score_row]);
+            if (i * tokens + from + j < visible)
+                new_max = fmaxf(new_max, p[j]);
+        }
+#pragma unroll
+        for (int d = 1; d < lanes; d *= 2)
+            new_max = fmaxf(new_max, __shfl_xor_sync(DSV2I_ALL_LANES, new_max, d));
+        base = new_max == -INFINITY ? 0 : new_max; /* nothing to see yet */
+        corr = dsv2i_exp2(max - base);
+        max = new_max;
+#pragma unroll
+        for (int j = 0; j < some; j++)
+            p[j] = i * tokens + from + j < visible ? dsv2i_exp2(p[j] - base) : 0.0f;
+        float tile_sum = pair_sum(p);
+#pragma unroll
+        for (int d = 1; d < lanes; d *= 2)
+            tile_sum += __shfl_xor_sync(DSV2I_ALL_LANES, tile_sum, d);
+        sum = __fmaf_rn(sum, corr, tile_sum);
+        if (coded)
+#pragma unroll
+            for (int j = 0; j < some; j++)
+                if (i * tokens + from + j < visible)
+                    p[j] *= *(const float *)(raw + (from + j) * c.bytes + c.scale);
+        __syncwarp(); /* the row's scores are read */
+#pragma unroll
+        for (int j = 0; j < some; j += 2)
+            ((uint32_t *)row_score)[(from + j) / 2] = dsv2i_bf16x2(p[j], p[j + 1]);
+        if (from == 0)
+            row_score[tokens] = corr;
+        __syncthreads();
+
+#pragma unroll
+        for (int m = 0; m < M / 16; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float factor = score[(16 * m + g + 8 * r) * score_row + tokens];
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    acc[m][j][2 * r] *= factor;
+                    acc[m][j][2 * r + 1] *= factor;
+                }
+            }
+#pragma unroll
+        for (int k = 0; k < tokens / 16; k++) {
+            uint32_t a[M / 16][4];
+
+#pragma unroll
+            for (int m = 0; m < M / 16; m++)
+                dsv2i_ldmatrix(a[m], (unsigned char *)(score + (16 * m + lane % 16) * score_row) + 32 * k + lane / 16 * 16);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint32_t b[4];
+
+                dsv2i_ldmatrix_trans(b, unit(keys, 16 * k + lane % 16, 8 * warp + 2 * j + lane / 16));
+#pragma unroll
+                for (int m = 0; m < M / 16; m++)
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const uint32_t two[2] = {b[2 * h], b[2 * h + 1]};
+                        dsv2i_mma_bf16(acc[m][2 * j + h], a[m], two);
+                    }
+            }
+        }
+    }
+
+    if (from == 0) {
+        row_score[tokens + 1] = sum;
+        if (max_sum) {
+            max_sum[2 * row] = max;
+            max_sum[2 * row + 1] = sum;
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < M / 16; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int of = 16 * m + g + 8 * r;
+            const float divisor = score[of * score_row + tokens + 1];
+
+            if (of < n)
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 x = make_float2(acc[m][j][2 * r], acc[m][j][2 * r + 1]);
+
+                    if (!max_sum)
+                        x.x /= divisor, x.y /= divisor;
+                    *(float2 *)(o + (size_t)of * rank + 64 * warp + 8 * j + 2 * t) = x;
+                }
+        }
+    __syncthreads(); /* before shared memory serves another tile */
+}
+
+/* Where block b puts its piece of a tile that is cut: the last of a tile whose beginning others have, or the first of one that others
+ * go on with. */
+static __device__ __forceinline__ int slot_of(int b, bool first)
+{
+    return 2 * b + first;
+}
+
+template <bool big, int stages>
+static __global__ void __launch_bounds__(threads, big ? 1 : 2)
+    mla_decode_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q, const plan *plan, const int *first, const query_tile *tiles,
+                      float *partial, int layer, int heads, int invariant)
+{
+    unsigned char *shared = (unsigned char *)dsv2i_shared();
+    const int b = (int)blockIdx.x, slot = (big ? 64 : 16) * (rank + 2);
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int lo = b * plan->part, hi = lo + plan->part, n_tiles = plan->n_tiles;
+    for (int i = first[b]; i < n_tiles; i++) {
+        const query_tile tile = tiles[i];
+        int begin = max(lo - tile.start, 0), end = min(hi - tile.start, tile.keys);
+
+        if (tile.start >= hi)
+            break;
+        if (invariant) {
+            if (tile.start < lo)
+                continue;
+            end = tile.keys;
+        }
+        const dsv2i_seq seq = step->seqs[tile.seq];
+        const struct dsv2i_kv_record record = dsv2i_kv_record(seq.kv_type, rank, rope);
+        const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads, pos = step->pos[row];
+        const int M = tile_queries(queries, big), n = min(M, queries - tile.at);
+        const size_t query = (size_t)row * (size_t)heads + (size_t)tile.at;
+        const context c = {seq.page, seq.kv_type, (int)record.bytes, (int)record.scale,
+                           (size_t)layer * DSV2I_PAGE_TOKENS * record.bytes, pos + (tile.at + n - 1) / heads + 1};
+        float *to = o + query * rank, *max_sum = NULL;
+
+        if (begin > 0 || end < tile.keys) {
+            to = partial + (size_t)slot_of(b, begin == 0) * (size_t)slot;
+            max_sum = to + (big ? 64 : 16) * rank;
+        }
+        if (big && M == 64)
+            attend<big ? 64 : 16, 2>(shared, c, to, max_sum, q + query * width, n, tile.at, heads, pos, begin, end);
+        else
+            attend<16, stages>(shared, c, to, max_sum, q + query * width, n, tile.at, heads, pos, begin, end);
+    }
+}
+
+/* A warp puts together the pieces of a query. */
+static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o, const plan *plan, const query_tile *tiles,
+                                          const float *partial, int heads, int big)
+{
+    const int i = (int)blockIdx.x, m = (int)blockIdx.y * warps + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const int slot_rows = big ? 64 : 16;
+    const size_t slot = (size_t)(slot_rows * (rank + 2));
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    if (i >= plan->n_tiles)
+        return;
+    const query_tile tile = tiles[i];
+    const int from = tile.start / plan->part, to = (tile.start + tile.keys - 1) / plan->part;
+    if (from == to)
+        return;
+    const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads;
+    if (m >= min(tile_queries(queries, big), queries - tile.at))
+        return;
+    float max = -INFINITY, sum = 0, acc[rank / 128][4] = {};
+    for (int b = from; b <= to; b++)
+        max = fmaxf(max, partial[(size_t)slot_of(b, b == from) * slot + (size_t)(slot_rows * rank + 2 * m)]);
+    for (int b = from; b <= to; b++) {
+        const float *of = partial + (size_t)slot_of(b, b == from) * slot, *max_sum = of + slot_rows * rank + 2 * m;
+        const float factor = max == -INFINITY ? 1.0f : dsv2i_exp2(max_sum[0] - max);
+
+        sum = fmaf(factor, max_sum[1], sum);
+#pragma unroll
+        for (int j = 0; j < rank / 128; j++) {
+            const float4 x = *(const float4 *)(of + m * rank + 128 * j + 4 * lane);
+
+            acc[j][0] = fmaf(factor, x.x, acc[j][0]);
+            acc[j][1] = fmaf(factor, x.y, acc[j][1]);
+            acc[j][2] = fmaf(factor, x.z, acc[j][2]);
+            acc[j][3] = fmaf(factor, x.w, acc[j][3]);
+        }
+    }
+    o += ((size_t)row * (size_t)heads + (size_t)(tile.at + m)) * rank;
+#pragma unroll
+    for (int j = 0; j < rank / 128; j++)
+        *(float4 *)(o + 128 * j + 4 * lane) = make_float4(acc[j][0] / sum, acc[j][1] / sum, acc[j][2] / sum, acc[j][3] / sum);
+}
+
+/* Bytes of shared memory for tiles of M. */
+static size_t shared_bytes(int M, int stages)
+{
+    const size_t scores = M == 16 ? 0 : sizeof(float) * 2 * (size_t)(M * score_row), bf16 = (size_t)(stages * key_bytes);
+    const size_t coded = (size_t)(key_bytes + stages * raw_bytes);
+
+    return scores + (size_t)(M * row_bytes) + (bf16 > coded ? bf16 : coded);
+}
+
+cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o_latent,
+                                  const uint16_t *q_latent, int32_t layer, int32_t heads, void *scratch)
+{
+    const layout l = layout_of(to, heads);
+    char *at = (char *)scratch;
+    const plan *plan = (const struct plan *)at;
+    const int *first = (const int *)(at + sizeof *plan);
+    const query_tile *tiles = (const query_tile *)(at + l.tiles);
+    float *partial = (float *)(at + l.partial);
+    const dim3 combine((unsigned)l.max_tiles, (l.big ? 64 : 16) / warps);
+    cudaError_t e;
+
+    if (l.big)
+        e = dsv2i_launch(to, mla_decode_kernel<true, 3>, (unsigned)l.blocks, threads, shared_bytes(64, 2), step, o_latent, q_latent, plan,
+                         first, tiles, partial, layer, heads, to->invariant);
+    else
+        e = dsv2i_launch(to, mla_decode_kernel<false, 2>, (unsigned)l.blocks, threads, shared_bytes(16, 2), step, o_latent, q_latent, plan,
+                         first, tiles, partial, layer, heads, to->invariant);
+    if (e || to->invariant)
+        return e;
+    return dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, plan, tiles, partial, heads, l.big);
+}

@@ -162,5 +162,5 @@ void dsv2i_cuda_op_score(struct dsv2i_backend *base, struct dsv2i_score *out, co
     (void)head;
     (void)target;
     (void)n;
-    dsv2i_cuda_check(be, cudaErrorNotSupported);
+    dsv2i_cuda_check(be, cudaErrorInvalidValue);
 }

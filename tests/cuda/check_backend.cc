@@ -1,0 +1,354 @@
+/* The library on the emulated card, through its public API: against float64, against the CPU backend, and when the card fails.
+ *
+ * SPDX-License-Identifier: MIT */
+#include <machine.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+extern "C" {
+#include "api_test.h"
+}
+
+namespace {
+
+typedef std::vector<float> Logits;
+
+dsv2_context_params params(int32_t backend, int32_t invariant = 0)
+{
+    dsv2_context_params p = context_params(2);
+    p.backend = backend;
+    p.invariant = invariant;
+    return p;
+}
+
+/* A context with a model and a session; a card is a new machine. */
+struct World {
+    dsv2_context *ctx = nullptr;
+    dsv2_model *model = nullptr;
+    dsv2_session *s = nullptr;
+    World(int32_t backend, const char *folder, int32_t kv_type, int32_t attention, int32_t invariant = 0, uint64_t seed = 0)
+    {
+        dsv2_context_params p = params(backend, invariant);
+        if (backend == DSV2_BACKEND_CUDA)
+            emu::reset(seed);
+        must(dsv2_context_create(&p, &ctx));
+        must(dsv2_model_load(ctx, folder, nullptr, &model));
+        s = open_session(model, 0, kv_type, attention, 64);
+    }
+    ~World()
+    {
+        dsv2_session_free(s);
+        dsv2_model_free(model);
+        dsv2_context_free(ctx);
+        assert_string_equal(emu::error().c_str(), "");
+    }
+    Logits logits(const dsv2_session *of = nullptr) const
+    {
+        dsv2_model_info info;
+        info.struct_size = sizeof info;
+        must(dsv2_model_get_info(model, &info));
+        const float *l = logits_of(of ? of : s);
+        return Logits(l, l + info.vocab_size);
+    }
+};
+
+double distance(const Logits &got, const double *want)
+{
+    double most = 0, top = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        double d = fabs((double)got[i] - want[i]);
+        most = d <= most ? most : d; /* NaN too */
+        top = fmax(top, fabs(want[i]));
+    }
+    return most / top;
+}
+
+/* The fixture's positions, each after a prefill of what is new. */
+double worst_distance(const char *name, int32_t kv_type, int32_t attention)
+{
+    World w(DSV2_BACKEND_CUDA, golden(name), kv_type, attention);
+    struct fixture f;
+    double worst = 0;
+    int32_t at = 0;
+
+    fixture_open(&f, name);
+    for (size_t i = 0; i < f.n_positions; i++) {
+        int32_t end = f.positions[i] + 1;
+        must(dsv2_session_prefill(w.s, f.ids + at, (size_t)(end - at)));
+        at = end;
+        double d = distance(w.logits(), f.logits + i * f.n_vocab);
+        worst = d <= worst ? worst : d;
+    }
+    fixture_close(&f);
+    return worst;
+}
+
+void test_golden_f32(void **)
+{
+    for (const char *name : {"v2", "v25", "lite", "null-rope", "ties", "rare", "v5", "spec-b"})
+        for (int32_t form : {DSV2_ATTENTION_ABSORBED, DSV2_ATTENTION_EXPANDED}) {
+            double d = worst_distance(name, DSV2_KV_F32, form);
+            print_message("%-10s attention %d: relative error %.1e\n", name, form, d);
+            if (!(d < 1e-4))
+                fail_msg("%s, attention %d: relative error %g", name, form, d);
+        }
+}
+
+/* No worse than Transformers in bf16, whose error the fixture has. */
+void test_golden_bf16(void **)
+{
+    for (const char *name : {"v2-bf16", "lite-bf16", "production-heads", "v5-fused-bf16"}) {
+        struct fixture f;
+        fixture_open(&f, name);
+        double limit = fixture_number(&f, "hf_bf16_max_relative_error"), d = worst_distance(name, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+        fixture_close(&f);
+        print_message("%-16s bf16: relative error %.1e, Transformers %.1e\n", name, d, limit);
+        if (!(d <= limit))
+            fail_msg("%s: relative error %g, Transformers' bf16 has %g", name, d, limit);
+    }
+}
+
+int32_t best(const Logits &l)
+{
+    int32_t top = 0;
+    for (size_t i = 1; i < l.size(); i++)
+        if (l[i] > l[(size_t)top])
+            top = (int32_t)i;
+    return top;
+}
+
+/* Greedy text after a prompt. */
+std::vector<int32_t> write(const World &w, const std::vector<int32_t> &prompt, int n)
+{
+    std::vector<int32_t> out;
+    must(dsv2_session_prefill(w.s, prompt.data(), prompt.size()));
+    for (int i = 0; i < n; i++) {
+        out.push_back(best(w.logits()));
+        must(dsv2_session_decode(w.s, out.back()));
+    }
+    return out;
+}
+
+void test_bundled_text(void **)
+{
+    const char text[] = "Once upon a time";
+    for (int32_t kv_type : {DSV2_KV_BF16, DSV2_KV_6BIT}) {
+        World cpu(DSV2_BACKEND_CPU, MODEL, kv_type, DSV2_ATTENTION_ABSORBED), card(DSV2_BACKEND_CUDA, MODEL, kv_type, DSV2_ATTENTION_ABSORBED);
+        std::vector<int32_t> prompt(64);
+        size_t n = 0;
+        must(dsv2_tokenize(cpu.model, text, strlen(text), DSV2_TOKENIZE_BOS, prompt.data(), prompt.size(), &n));
+        prompt.resize(n);
+        std::vector<int32_t> want = write(cpu, prompt, 16), got = write(card, prompt, 16);
+        for (size_t i = 0; i < want.size(); i++)
+            if (got[i] != want[i])
+                fail_msg("KV type %d: token %zu is %d, on the CPU %d", kv_type, i, got[i], want[i]);
+    }
+}
+
+/* A token is decoded by launches the first time, recorded the second, replayed later: the same bits, and one wait each. */
+void test_recorded(void **)
+{
+    const int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6};
+    World once(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+    std::vector<Logits> want;
+    for (int32_t id : ids) {
+        must(dsv2_session_truncate(once.s, 0));
+        must(dsv2_session_prefill(once.s, ids, 5));
+        must(dsv2_session_decode(once.s, id));
+        want.push_back(once.logits());
+    }
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 0, seed);
+        must(dsv2_session_prefill(w.s, ids, 5));
+        for (size_t i = 0; i < 8; i++) {
+            must(dsv2_session_truncate(w.s, 5));
+            long before = emu::host_waits();
+            must(dsv2_session_decode(w.s, ids[i]));
+            assert_int_equal(emu::host_waits() - before, 1);
+            Logits got = w.logits();
+            if (memcmp(got.data(), want[i].data(), got.size() * sizeof(float)))
+                fail_msg("seed %d, token %zu: other bits", (int)seed, i);
+        }
+    }
+}
+
+/* Many sessions in steps beside the same alone; groups of several sizes, so that graphs serve fewer rows than they were made for. */
+void test_step(void **)
+{
+    enum { N = 5 };
+    World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED), cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    dsv2_session *s[N], *c[N];
+    for (int i = 0; i < N; i++) {
+        s[i] = open_session(w.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+        c[i] = open_session(cpu.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+    }
+    for (int round = 0; round < 9; round++) {
+        dsv2_step_member members[N] = {}, of_cpu[N] = {};
+        int32_t tokens[N][3];
+        int n = round < 2 ? N : 1 + round % N;
+        for (int i = 0; i < n; i++) {
+            for (int k = 0; k < 3; k++)
+                tokens[i][k] = (round * 31 + i * 7 + k) % 150;
+            members[i].session = s[i];
+            members[i].tokens = tokens[i];
+            members[i].n_tokens = round == 0 ? 3 : 1;
+            of_cpu[i] = members[i];
+            of_cpu[i].session = c[i];
+        }
+        must(dsv2_step(members, sizeof *members, (size_t)n));
+        must(dsv2_step(of_cpu, sizeof *of_cpu, (size_t)n));
+        for (int i = 0; i < n; i++) {
+            Logits got = w.logits(s[i]), want = cpu.logits(c[i]);
+            std::vector<double> wide(want.begin(), want.end());
+            if (!(distance(got, wide.data()) < 2e-5))
+                fail_msg("round %d, session %d: %g from the CPU", round, i, distance(got, wide.data()));
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        dsv2_session_free(s[i]);
+        dsv2_session_free(c[i]);
+    }
+}
+
+/* Saved on the card, restored on the CPU, and the other way round. */
+void test_exchange(void **)
+{
+    const int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6};
+    World card(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED), cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+    std::vector<char> saved(1 << 20);
+    size_t n = 0;
+
+    must(dsv2_session_prefill(card.s, ids, 8));
+    must(dsv2_session_export(card.s, saved.data(), saved.size(), &n));
+    must(dsv2_session_import(cpu.s, saved.data(), n));
+    must(dsv2_session_decode(card.s, 7));
+    must(dsv2_session_decode(cpu.s, 7));
+    Logits got = card.logits(), want = cpu.logits();
+    std::vector<double> wide(want.begin(), want.end());
+    assert_true(distance(got, wide.data()) < 2e-5);
+    must(dsv2_session_export(cpu.s, saved.data(), saved.size(), &n));
+    must(dsv2_session_import(card.s, saved.data(), n));
+    must(dsv2_session_decode(card.s, 9));
+    must(dsv2_session_decode(cpu.s, 9));
+    got = card.logits(), want = cpu.logits();
+    wide.assign(want.begin(), want.end());
+    assert_true(distance(got, wide.data()) < 2e-5);
+}
+
+/* Each allocation of the card's or pinned memory fails once: an error says so, all is given back, and the next attempt goes well. */
+void test_no_memory(void **)
+{
+    const int32_t ids[] = {3, 1, 4, 1, 5};
+    dsv2_context_params p = params(DSV2_BACKEND_CUDA);
+    bool done = false;
+
+    for (long nth = 1; !done; nth++) {
+        dsv2_context *ctx = nullptr;
+        dsv2_model *model = nullptr;
+        dsv2_session *s = nullptr;
+        dsv2_session_params sp;
+        emu::reset(0);
+        emu::fail_allocation(nth);
+        dsv2_session_params_init(&sp, sizeof sp);
+        dsv2_status status = dsv2_context_create(&p, &ctx);
+        assert_true(status == DSV2_OK || status == DSV2_ERR_UNSUPPORTED);
+        if (status == DSV2_OK)
+            status = dsv2_model_load(ctx, golden("v2"), nullptr, &model);
+        if (status == DSV2_OK)
+            status = dsv2_session_create(model, &sp, &s);
+        if (status == DSV2_OK)
+            status = dsv2_session_prefill(s, ids, 5);
+        if (status == DSV2_OK)
+            status = dsv2_session_decode(s, 7);
+        done = status == DSV2_OK;
+        if (!done && status != DSV2_ERR_UNSUPPORTED && status != DSV2_ERR_NOMEM && status != DSV2_ERR_DEVICE)
+            fail_msg("allocation %ld: status %d: %s", nth, status, dsv2_last_error());
+        if (s && !done) { /* again, now that there is memory */
+            must(dsv2_session_truncate(s, 0));
+            must(dsv2_session_prefill(s, ids, 5));
+            must(dsv2_session_decode(s, 7));
+        }
+        dsv2_session_free(s);
+        dsv2_model_free(model);
+        dsv2_context_free(ctx);
+        assert_int_equal(emu::bytes_in_use(), 0);
+        assert_string_equal(emu::error().c_str(), "");
+        assert_true(nth < 200);
+    }
+}
+
+/* The card is lost at each launch of a decode step: a status, and the session is as it was. */
+void test_lost(void **)
+{
+    const int32_t ids[] = {3, 1, 4, 1, 5};
+    for (long nth : {1L, 2L, 9L, 30L}) {
+        dsv2_context_params p = params(DSV2_BACKEND_CUDA);
+        dsv2_context *ctx;
+        dsv2_model *model;
+        emu::reset(0);
+        must(dsv2_context_create(&p, &ctx));
+        must(dsv2_model_load(ctx, golden("v2"), nullptr, &model));
+        dsv2_session *s = open_session(model, 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 64);
+        must(dsv2_session_prefill(s, ids, 5));
+        emu::fail_launch(nth);
+        expect(dsv2_session_decode(s, 7), DSV2_ERR_DEVICE, "session: ");
+        assert_int_equal((int)dsv2_session_position(s), 5);
+        expect(dsv2_session_decode(s, 7), DSV2_ERR_DEVICE, "session: ");
+        dsv2_session_free(s);
+        dsv2_model_free(model);
+        dsv2_context_free(ctx);
+    }
+}
+
+int32_t cancel_at(void *left, uint64_t, uint64_t) { return --*(int *)left <= 0; }
+
+void test_cancelled_load(void **)
+{
+    dsv2_context_params p = params(DSV2_BACKEND_CUDA);
+    for (int at = 1; at < 60; at += 7) {
+        dsv2_model_params mp;
+        dsv2_context *ctx;
+        dsv2_model *model;
+        int left = at;
+        emu::reset(0);
+        must(dsv2_context_create(&p, &ctx));
+        dsv2_model_params_init(&mp, sizeof mp);
+        mp.progress = cancel_at;
+        mp.progress_user = &left;
+        expect(dsv2_model_load(ctx, golden("v2"), &mp, &model), DSV2_ERR_CANCELLED, "cancelled");
+        dsv2_context_free(ctx);
+        assert_int_equal(emu::bytes_in_use(), 0);
+    }
+}
+
+void test_list(void **)
+{
+    dsv2_backend_info info[3];
+    size_t n = 0;
+    must(dsv2_backend_list(nullptr, info, sizeof *info, 3, &n));
+    assert_int_equal(n, 2);
+    assert_string_equal(info[1].name, "cuda");
+    assert_true(info[1].available && info[1].n_devices == 1);
+    dsv2_context_params p = params(DSV2_BACKEND_CUDA);
+    dsv2_context *ctx;
+    p.device = 1;
+    expect(dsv2_context_create(&p, &ctx), DSV2_ERR_UNSUPPORTED, "device 1: there is no such device");
+}
+
+}
+
+int main()
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_list),      cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
+        cmocka_unit_test(test_recorded),  cmocka_unit_test(test_step),       cmocka_unit_test(test_exchange),
+        cmocka_unit_test(test_no_memory), cmocka_unit_test(test_lost),       cmocka_unit_test(test_cancelled_load),
+        cmocka_unit_test(test_bundled_text),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}

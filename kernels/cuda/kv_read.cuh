@@ -57,6 +57,12 @@ template <int n> __device__ __forceinline__ void dsv2i_rotate_back(float (&x)[n]
     dsv2i_negate(x, m);
 }
 
+/* mla_decode serves the sequence. */
+__device__ __forceinline__ bool dsv2i_decoded(const dsv2i_seq &seq)
+{
+    return seq.form == DSV2I_ABSORBED && seq.kv_type != DSV2I_KV_F32;
+}
+
 /* Element i of a record: of c, or of y for 6BIT; from rank on of k. */
 __device__ __forceinline__ float dsv2i_kv_element(const unsigned char *record, const struct dsv2i_kv_record &r, int kv_type, int rank, int i)
 {

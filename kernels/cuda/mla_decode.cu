@@ -96,11 +96,6 @@ static __device__ int block_scan(int x, int *total, int *parts)
     return x + before;
 }
 
-static __device__ __forceinline__ bool decoded(const dsv2i_seq &seq)
-{
-    return seq.form == DSV2I_ABSORBED && seq.kv_type != DSV2I_KV_F32;
-}
-
 static __device__ __forceinline__ int tile_queries(int queries, bool big)
 {
     return big && queries > 16 ? 64 : 16;
@@ -117,7 +112,7 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, in
     for (int from = 0; from < n_seqs; from += threads) {
         int s = from + (int)threadIdx.x, n = 0;
 
-        if (s < n_seqs && decoded(step->seqs[s])) {
+        if (s < n_seqs && dsv2i_decoded(step->seqs[s])) {
             int queries = (step->first[s + 1] - step->first[s]) * heads, M = tile_queries(queries, big);
             n = (queries + M - 1) / M;
         }

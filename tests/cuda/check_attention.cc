@@ -179,6 +179,185 @@ void check_decode(int heads, const std::vector<Sequence> &sequences, const Card 
     }
 }
 
+/* The step of one of b's rows alone. */
+dsv2i_cuda_step *alone(const Batch &b, int row)
+{
+    dsv2i_cuda_step s = b.host;
+
+    s.n_rows = s.n_seqs = 1;
+    s.pos += row;
+    s.seq = up(zeros(1));
+    s.first = up(std::vector<int>{0, 1});
+    s.seqs += b.seq[(size_t)row];
+    return up(std::vector<dsv2i_cuda_step>{s});
+}
+
+/* Bits: twice the same; invariant, the same alone and in company. */
+void check_same(int heads, const std::vector<Sequence> &sequences, const Card &card)
+{
+    Batch b(sequences);
+    std::vector<uint16_t> q = queries((b.rows + 3) * heads, 0.08f);
+    std::vector<float> first = decode(b, card, q, heads);
+    const size_t n = (size_t)(heads * rank);
+
+    if (!card.invariant) {
+        expect(!memcmp(first.data(), decode(b, card, q, heads).data(), first.size() * 4), "other bits the second time");
+        return;
+    }
+    for (int row = 0; row < b.rows; row++) {
+        dsv2i_cuda_launch to = launch_on(card, 1);
+        char *scratch = unset<char>(dsv2i_cuda_mla_scratch(&to, heads));
+        float *o = unset<float>(n);
+        dsv2i_cuda_step *step = alone(b, row);
+        std::vector<uint16_t> of_row(q.begin() + (ptrdiff_t)((size_t)(row * heads) * width), q.begin() + (ptrdiff_t)((size_t)((row + 1) * heads) * width));
+
+        expect(dsv2i_cuda_mla_plan(&to, step, scratch, heads) == cudaSuccess
+                   && dsv2i_cuda_mla_decode(&to, step, o, up(of_row), b.layer, heads, scratch) == cudaSuccess, "launch");
+        expect(!memcmp(down(o, n).data(), &first[(size_t)row * n], n * 4), "row %d has other bits alone", row);
+    }
+}
+
+double dot(const double *a, const double *b, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* q_latent of q: it is rounded at the end, and q before where the weight is bf16; sums in fp32 add less than 2^-16 of their terms' sizes. */
+void check_absorb(int dtype, int heads, int rows)
+{
+    Batch b({{0, rows, DSV2I_KV_BF16, DSV2I_ABSORBED}});
+    Weight w(dtype, heads * (nope + v), rank, 0.05f);
+    std::vector<float> q = normals((size_t)(rows + 3) * (size_t)(heads * (nope + rope)), 2);
+    dsv2i_weight of = w.host;
+    dsv2i_cuda_launch to = launch_for(rows + 3);
+    uint16_t *out = unset<uint16_t>((size_t)((rows + 3) * heads * width));
+    const double scale = 0.1147 / log(2);
+
+    of.data = w.device;
+    expect(dsv2i_cuda_mla_absorb(&to, b.device, out, up(q), &of, heads, 0.1147f) == cudaSuccess, "launch");
+    std::vector<uint16_t> got = down(out, (size_t)((rows + 3) * heads * width));
+    std::vector<double> uk((size_t)(nope * rank));
+    for (int h = 0; h < heads; h += heads > 4 ? 5 : 1) {
+        for (int k = 0; k < nope; k++)
+            for (int i = 0; i < rank; i++) /* transposed */
+                uk[(size_t)(i * nope + k)] = ref_value(&w.host, (size_t)((h * (nope + v) + k) * rank + i));
+        for (int row = 0; row < rows; row++) {
+            const size_t at = (size_t)(row * heads + h);
+            std::vector<double> x(nope), ax(nope), aw(nope);
+            for (int k = 0; k < nope; k++) {
+                float f = q[at * (nope + rope) + (size_t)k];
+                x[(size_t)k] = dtype == DSV2I_BF16 ? ref_bf16(dsv2i_bf16(f)) : (double)f;
+                ax[(size_t)k] = fabs(x[(size_t)k]);
+            }
+            for (int i = 0; i < width; i++) {
+                double want, size = 0, is = ref_bf16(got[at * width + (size_t)i]);
+                if (i < rank) {
+                    for (int k = 0; k < nope; k++)
+                        aw[(size_t)k] = fabs(uk[(size_t)(i * nope + k)]);
+                    want = dot(x.data(), &uk[(size_t)(i * nope)], nope) * scale;
+                    size = dot(ax.data(), aw.data(), nope) * scale;
+                } else {
+                    want = (double)q[at * (nope + rope) + (size_t)(nope + i - rank)] * scale;
+                }
+                expect(fabs(is - want) <= fabs(want) * (0x1p-8 + 0x1p-20) + size * 0x1p-16, "row %d, head %d, %d: %g for %g", row, h, i, is, want);
+            }
+        }
+    }
+    for (size_t i = (size_t)(rows * heads * width); i < got.size(); i++)
+        expect(is_unset(got[i]), "wrote past the last row");
+}
+
+/* o of o_latent, which is rounded to bf16 where the weight is; of 6BIT, after the rotation, and so perhaps otherwise than here. */
+void check_value(int dtype, int heads, const std::vector<Sequence> &sequences)
+{
+    Batch b(sequences);
+    Weight w(dtype, heads * (nope + v), rank, 0.05f);
+    std::vector<float> c = normals((size_t)(b.rows * heads * rank));
+    dsv2i_weight of = w.host;
+    dsv2i_cuda_launch to = launch_for(b.rows + 3);
+    float *out = unset<float>((size_t)((b.rows + 3) * heads * v));
+
+    of.data = w.device;
+    expect(dsv2i_cuda_mla_value(&to, b.device, out, up(c), &of, heads) == cudaSuccess, "launch");
+    std::vector<float> got = down(out, (size_t)((b.rows + 3) * heads * v));
+    std::vector<double> uv((size_t)(v * rank));
+    for (int h = 0; h < heads; h += heads > 4 ? 5 : 1) {
+        for (size_t i = 0; i < uv.size(); i++)
+            uv[i] = ref_value(&w.host, (size_t)(h * (nope + v) + nope) * rank + i);
+        for (int row = 0; row < b.rows + 3; row++) {
+            const size_t at = (size_t)(row * heads + h);
+            if (row >= b.rows || !b.decoded(row)) {
+                for (int j = 0; j < v; j++)
+                    expect(is_unset(got[at * v + (size_t)j]), "wrote to row %d, which is not its own", row);
+                continue;
+            }
+            std::vector<double> x(&c[at * rank], &c[at * rank] + rank), y = x;
+            const bool rotated = b.of(row).kv_type == DSV2I_KV_6BIT;
+            if (rotated)
+                ref_hadamard(x.data(), y.data(), rank, 0, 1);
+            for (double &d : x)
+                d = dtype == DSV2I_BF16 ? ref_bf16(dsv2i_bf16((float)d)) : d;
+            for (int j = 0; j < v; j++) {
+                double size = 0, want = dot(x.data(), &uv[(size_t)(j * rank)], rank), is = (double)got[at * v + (size_t)j];
+                for (int k = 0; k < rank; k++)
+                    size += fabs(x[(size_t)k] * uv[(size_t)(j * rank + k)]);
+                expect(fabs(is - want) <= size * (rotated ? 0x1p-12 : 0x1p-16), "row %d, head %d, %d: %g for %g", row, h, j, is, want);
+            }
+        }
+    }
+}
+
+/* Everything, from prepared q to o, by the fast launches or the simple one. */
+void check_all(int heads, const std::vector<Sequence> &sequences, bool fast, int dtype, int of_nope = nope, int of_v = v, int of_rank = rank,
+               int of_rope = rope)
+{
+    Batch b(sequences, of_rank, of_rope);
+    const int head = of_nope + of_rope, wide = of_rank + of_rope;
+    Weight w(dtype, heads * (of_nope + of_v), of_rank, 1 / sqrtf((float)of_rank));
+    std::vector<float> q = normals((size_t)((b.rows + 3) * heads * head), 1.5f);
+    std::vector<double> want;
+    dsv2i_weight of = w.host;
+    dsv2i_cuda_launch to = launch_for(b.rows + 3);
+    float *out = unset<float>((size_t)((b.rows + 3) * heads * of_v)), *on_device = up(q);
+    dsv2i_shape shape = {};
+
+    shape.num_attention_heads = heads;
+    shape.kv_lora_rank = of_rank;
+    shape.qk_nope_head_dim = of_nope;
+    shape.qk_rope_head_dim = of_rope;
+    shape.v_head_dim = of_v;
+    shape.softmax_scale = 1 / sqrtf((float)head);
+    of.data = w.device;
+    if (fast) {
+        uint16_t *q_latent = unset<uint16_t>((size_t)((b.rows + 3) * heads * width));
+        float *o_latent = unset<float>((size_t)((b.rows + 3) * heads * rank));
+        char *scratch = unset<char>(dsv2i_cuda_mla_scratch(&to, heads));
+
+        expect(dsv2i_cuda_mla_plan(&to, b.device, scratch, heads) == cudaSuccess, "plan");
+        expect(dsv2i_cuda_mla_absorb(&to, b.device, q_latent, on_device, &of, heads, shape.softmax_scale) == cudaSuccess, "absorb");
+        expect(dsv2i_cuda_mla_decode(&to, b.device, o_latent, q_latent, b.layer, heads, scratch) == cudaSuccess, "decode");
+        expect(dsv2i_cuda_mla_value(&to, b.device, out, o_latent, &of, heads) == cudaSuccess, "value");
+    }
+    expect(dsv2i_cuda_mla_attend_any(&to, b.device, out, on_device, &of, b.layer, heads, of_nope, of_v, of_rope, shape.softmax_scale, fast)
+               == cudaSuccess, "attend_any");
+    std::vector<float> got = down(out, (size_t)((b.rows + 3) * heads * of_v));
+    for (int row = 0; row < b.rows; row++) {
+        const int type = b.of(row).kv_type, n_keys = b.pos[(size_t)row] + 1;
+        std::vector<double> x(&q[(size_t)(row * heads * head)], &q[(size_t)(row * heads * head)] + heads * head), keys((size_t)(n_keys * wide));
+        std::vector<double> o((size_t)(heads * of_v));
+
+        for (int t = 0; t < n_keys; t++)
+            ref_kv_read(&keys[(size_t)(t * wide)],
+                        &b.records[(size_t)b.seq[(size_t)row]][(size_t)t * ::dsv2i_kv_record(type, of_rank, of_rope).bytes], type, of_rank, of_rope);
+        ref_attend(o.data(), x.data(), keys.data(), n_keys, &w.host, &shape);
+        want.insert(want.end(), o.begin(), o.end());
+    }
+    close_to(got, want, fast ? 3e-2 : 2e-5);
+}
+
 }
 
 int main()
@@ -206,5 +385,23 @@ int main()
     run("128 heads, two rows of 6BIT", 2, [=] { check_decode(128, {{63, 2, BIT6, A}}, h100); });
     run("128 heads, two rows of E5M2 and one", 2, [=] { check_decode(128, {{95, 2, E5M2, A}, {3, 1, BF16, A}}, h100); });
     run("128 heads, a small card", 2, [=] { check_decode(128, {{95, 1, INT8, A}}, {89, 8, 0}); });
+    run("the same twice", 1, [=] { check_same(16, {{250, 1, BF16, A}, {40, 3, E4M3, A}}, h100); });
+    run("the same in any company", 1, [=] { check_same(16, {{250, 1, BF16, A}, {60, 6, INT8, A}, {33, 2, BIT6, A}, {9, 1, F32, A}}, {90, 3, 1}); });
+    for (int dtype : {DSV2I_BF16, DSV2I_F16, DSV2I_F32}) {
+        const std::string type = ", dtype " + std::to_string(dtype);
+
+        run("absorb" + type, 2, [=] { check_absorb(dtype, 4, 19); });
+        run("absorb, two blocks of rows" + type, 1, [=] { check_absorb(dtype, 1, 67); });
+        run("value" + type, 2, [=] { check_value(dtype, 4, {{0, 2, BF16, A}, {0, 1, E4M3, E}, {0, 3, BIT6, A}, {0, 1, F32, A}, {0, 1, INT8, A}}); });
+        run("value, two blocks of rows" + type, 1, [=] { check_value(dtype, 1, {{0, 65, BF16, A}, {1, 1, BIT6, E}, {1, 1, BIT6, A}}); });
+    }
+    run("16 heads, all of it", 2, [=] {
+        check_all(16, {{30, 2, BF16, A}, {60, 1, BIT6, A}, {12, 2, F32, A}, {70, 1, INT8, A}}, true, DSV2I_BF16);
+    });
+    run("any shape: 3 heads", 2, [=] {
+        check_all(3, {{30, 2, BF16, A}, {60, 1, BIT6, E}, {120, 2, F32, A}, {70, 1, INT8, A}, {0, 2, E5M2, E}, {2, 1, E4M3, A}}, false, DSV2I_F32,
+                  24, 20, 96, 6);
+    });
+    run("any shape: rank 37", 2, [=] { check_all(1, {{30, 2, BF16, A}, {66, 1, BIT6, E}}, false, DSV2I_F16, 1, 3, 37, 2); });
     return finish();
 }

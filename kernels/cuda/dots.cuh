@@ -1,4 +1,14 @@
 /* Products of a few rows of a weight with a few of activations, by one warp: what decode kernels are made of.
+ *
+ * A lane takes 4 adjacent columns at a time, a warp 128: of each row of x 16 bytes of a lane, which the first-level cache gives at its
+ * full speed, and of the weight 16, 8 or 4.  (16 bytes of a narrow type against 8 or 16 floats of x would take those in strides, at a
+ * half or a quarter of that speed, and x would bound the kernel before the weight does.)  A piece is 16 bytes of a lane of each row; the
+ * next is under way while one is multiplied: 2 to 4 KB of a warp that holds 4 rows, where some 15 KB of a multiprocessor are enough for
+ * 3.35 TB/s at 600 ns.  The first is asked for when the rows are set, which may be before the launch waits for those in front of it, as
+ * nobody writes weights.
+ *
+ * F8_E4M3: each element becomes code * scale, rounded, before it meets x, so that a sum has the terms that it has on the CPU.
+ *
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_CUDA_DOTS_CUH
 #define DSV2I_CUDA_DOTS_CUH
@@ -6,81 +16,122 @@
 #include "load.cuh"
 #include "warp.cuh"
 
-/* width (8 or 1) elements of a weight's row from column col on; 8 of them are aligned and read past the first-level cache. */
-template <int dtype, int width> __device__ __forceinline__ void dsv2i_load_weight(float (&to)[width], const void *row, int col)
+/* held rows of a weight, and the next piece of them.  width: columns of a lane at a time, 4 (rows are aligned to that many elements) or 1. */
+template <int dtype_, int width_, int held_> struct dsv2i_rows {
+    static constexpr int dtype = dtype_, width = width_, held = held_;
+    static constexpr int size = dtype == DSV2I_F32 ? 4 : dtype == DSV2I_F8_E4M3 ? 1 : 2; /* of an element */
+    static constexpr int words = width == 1 ? 1 : size, units = width == 1 ? 1 : 4 / size; /* of a unit: width elements; of a piece */
+    static constexpr int piece = 32 * width * units; /* columns */
+    const char *row[held];
+    const float *scale[held]; /* of the row's first column; F8_E4M3 only */
+    uint32_t per_scale;       /* for dsv2i_scale_of */
+    int cols;
+    uint32_t next[held][units][words];
+};
+
+/* What lies past the last column stays as it is. */
+template <class R> __device__ __forceinline__ void dsv2i_fetch(R &w, int col)
 {
-    if (width == 1) {
-        to[0] = dsv2i_load<dtype>(row, (size_t)col);
-    } else if (dtype == DSV2I_F32) {
-        const float4 *from = (const float4 *)((const float *)row + col);
 #pragma unroll
-        for (int i = 0; i < width / 4; i++) {
-            float4 v = __ldg(from + i);
-            to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
-        }
-    } else {
-        uint4 v = dsv2i_load_once((const uint16_t *)row + col);
-        const unsigned pair[4] = {v.x, v.y, v.z, v.w};
+    for (int u = 0; u < R::units; u++) {
+        const int c = col + (u * 32 + (int)threadIdx.x % 32) * R::width;
+
 #pragma unroll
-        for (int i = 0; i < width / 2; i++) {
-            float2 two = dtype == DSV2I_BF16 ? dsv2i_f32x2_from_bf16x2(pair[i]) : dsv2i_f32x2_from_f16x2(pair[i]);
-            to[2 * i] = two.x, to[2 * i + 1] = two.y;
+        for (int r = 0; r < R::held; r++) {
+            const char *from = w.row[r] + (size_t)c * R::size;
+            uint32_t *to = w.next[r][u];
+
+            if (c >= w.cols)
+                continue;
+            if constexpr (R::width == 1) {
+                to[0] = R::size == 4 ? *(const uint32_t *)from : R::size == 2 ? *(const uint16_t *)from : *(const uint8_t *)from;
+            } else if constexpr (R::size == 4) {
+                uint4 v = dsv2i_load_once(from);
+                to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+            } else if constexpr (R::size == 2) {
+                uint2 v = dsv2i_load_once_8(from);
+                to[0] = v.x, to[1] = v.y;
+            } else {
+                to[0] = dsv2i_load_once_4(from);
+            }
         }
     }
 }
 
-/* The same many of x. */
-template <int width> __device__ __forceinline__ void dsv2i_load_x(float (&to)[width], const float *from)
+/* Row at of a weight (rows, w.cols) becomes row r of w, and past the last row that one. */
+template <class R>
+__device__ __forceinline__ void dsv2i_set_row(R &w, int r, const void *data, const float *scale, dsv2i_cuda_scales scales, int at, int rows)
 {
-    if (width == 1) {
-        to[0] = *from;
-    } else {
-#pragma unroll
-        for (int i = 0; i < width / 4; i++) {
-            float4 v = ((const float4 *)from)[i];
-            to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
-        }
+    at = at < rows ? at : rows - 1;
+    w.row[r] = (const char *)data + (size_t)at * (size_t)w.cols * R::size;
+    if constexpr (R::dtype == DSV2I_F8_E4M3) {
+        w.scale[r] = scale + (size_t)(at / scales.rows) * (size_t)((w.cols - 1) / scales.cols + 1);
+        w.per_scale = dsv2i_per_scale(scales.cols, w.cols);
     }
 }
 
-/* Row row of a weight (rows, cols). */
-template <int dtype> __device__ __forceinline__ const void *dsv2i_row(const void *w, int row, int cols)
+/* Element i of a unit. */
+template <int dtype> __device__ __forceinline__ float dsv2i_element(const uint32_t *words, int i)
 {
-    return (const char *)w + (size_t)row * (size_t)cols * (dtype == DSV2I_F32 ? 4 : 2);
+    if (dtype == DSV2I_F32)
+        return __uint_as_float(words[i]);
+    const float2 two = dtype == DSV2I_BF16 ? dsv2i_f32x2_from_bf16x2(words[i / 2])
+                     : dtype == DSV2I_F16  ? dsv2i_f32x2_from_f16x2(words[i / 2])
+                                           : dsv2i_f32x2_from_e4m3x2((uint16_t)(words[0] >> 8 * (i & ~1)));
+    return i % 2 ? two.y : two.x;
 }
 
-/* sum[r][i] = w[r] . x[i], in all lanes, for the n <= rows rows of x, ldx apart; the warp takes every parts-th piece of 32 * width columns,
- * from part on. */
-template <int dtype, int width, int held, int rows>
-__device__ __forceinline__ void dsv2i_dots(float (&sum)[held][rows], const void *const (&w)[held], const float *x, int ldx, int n, int cols,
-                                           int part, int parts)
+/* sum[r][i] = w.row[r] . x[i], in all lanes, for the n <= rows rows of x, ldx apart; the warp takes every parts-th piece, from part on, which
+ * has been fetched. */
+template <class R, int rows>
+__device__ __forceinline__ void dsv2i_dots(float (&sum)[R::held][rows], R &w, const float *x, int ldx, int n, int part, int parts)
 {
 #pragma unroll
-    for (int r = 0; r < held; r++)
+    for (int r = 0; r < R::held; r++)
 #pragma unroll
         for (int i = 0; i < rows; i++)
             sum[r][i] = 0;
-    for (int col = (part * 32 + (int)threadIdx.x % 32) * width; col < cols; col += parts * 32 * width) {
-        float a[held][width];
+    for (int col = part * R::piece; col < w.cols; col += parts * R::piece) {
+        const R now = w;
 
+        dsv2i_fetch(w, col + parts * R::piece);
 #pragma unroll
-        for (int r = 0; r < held; r++)
-            dsv2i_load_weight<dtype, width>(a[r], w[r], col);
-#pragma unroll
-        for (int i = 0; i < rows; i++)
-            if (i < n) {
-                float b[width];
+        for (int u = 0; u < R::units; u++) {
+            const int c = col + (u * 32 + (int)threadIdx.x % 32) * R::width;
+            float a[R::held][R::width];
 
-                dsv2i_load_x(b, x + (size_t)i * (size_t)ldx + col);
+            if (c >= w.cols)
+                continue;
 #pragma unroll
-                for (int r = 0; r < held; r++)
+            for (int r = 0; r < R::held; r++)
 #pragma unroll
-                    for (int k = 0; k < width; k++)
-                        sum[r][i] = fmaf(a[r][k], b[k], sum[r][i]);
-            }
+                for (int k = 0; k < R::width; k++) {
+                    a[r][k] = dsv2i_element<R::dtype>(now.next[r][u], k);
+                    if constexpr (R::dtype == DSV2I_F8_E4M3)
+                        a[r][k] = __fmul_rn(a[r][k], w.scale[r][dsv2i_scale_of(c, w.per_scale)]);
+                }
+#pragma unroll
+            for (int i = 0; i < rows; i++)
+                if (i < n) {
+                    const float *from = x + (size_t)i * (size_t)ldx + c;
+                    float b[R::width];
+
+                    if constexpr (R::width == 1) {
+                        b[0] = *from;
+                    } else {
+                        float4 v = *(const float4 *)from;
+                        b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
+                    }
+#pragma unroll
+                    for (int r = 0; r < R::held; r++)
+#pragma unroll
+                        for (int k = 0; k < R::width; k++)
+                            sum[r][i] = fmaf(a[r][k], b[k], sum[r][i]);
+                }
+        }
     }
 #pragma unroll
-    for (int r = 0; r < held; r++)
+    for (int r = 0; r < R::held; r++)
 #pragma unroll
         for (int i = 0; i < rows; i++)
             sum[r][i] = dsv2i_warp_sum(sum[r][i]);

@@ -3,7 +3,7 @@
  * Bound: bandwidth, top_k experts for each row (V2-Lite: 104 MB; V2: 283 MB).  Rows that choose the same expert read it twice; with more
  * than a few rows grouping them pays instead.  Two launches, with so many warps that enough loads are under way:
  *   up:   a warp takes two elements of h, which are two rows of gate and two of up;
- *   down: a block takes four elements of y, a warp of it one slot after another; the slots are added up in their order.
+ *   down: a block takes four elements of y, each slot by some warps of it; the slots are added up in their order.
  *
  * The order of a sum depends on the shape alone: the same bits for a row in any company.
  *
@@ -11,24 +11,30 @@
 #include "dots.cuh"
 #include "launch.cuh"
 
-static const int warps = 8, held = 4; /* of a block; weight rows of a warp */
+static const int up_warps = 4, down_warps = 8, held = 4; /* of a block, at most; weight rows of a warp */
 
 template <int dtype, int width>
 static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const float *x, const dsv2i_cuda_expert *experts, const int *idx,
-                                 int top_k, int hidden, int inter)
+                                 int top_k, int hidden, int inter, dsv2i_cuda_scales scales)
 {
     const int slot = (int)blockIdx.y, row = slot / top_k, lane = (int)threadIdx.x % 32;
-    const int first = ((int)blockIdx.x * warps + (int)threadIdx.x / 32) * 2, second = first + 1 < inter ? first + 1 : first;
+    const int first = ((int)blockIdx.x * up_warps + (int)threadIdx.x / 32) * 2;
     float sum[held][1];
+    dsv2i_rows<dtype, width, held> w;
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     if (row >= step->n_rows || first >= inter)
         return;
     const dsv2i_cuda_expert e = experts[idx ? idx[slot] : 0];
-    const void *const w[held] = {dsv2i_row<dtype>(e.gate, first, hidden), dsv2i_row<dtype>(e.gate, second, hidden),
-                                 dsv2i_row<dtype>(e.up, first, hidden), dsv2i_row<dtype>(e.up, second, hidden)};
-    dsv2i_dots<dtype, width>(sum, w, x + (size_t)row * (size_t)hidden, hidden, 1, hidden, 0, 1);
+    w.cols = hidden;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        dsv2i_set_row(w, r, e.gate, e.gate_scale, scales, first + r, inter);
+        dsv2i_set_row(w, 2 + r, e.up, e.up_scale, scales, first + r, inter);
+    }
+    dsv2i_fetch(w, 0);
+    dsv2i_dots(sum, w, x + (size_t)row * (size_t)hidden, hidden, 1, 0, 1);
     if (lane < 2 && first + lane < inter) {
         float gate = lane ? sum[1][0] : sum[0][0], up = lane ? sum[3][0] : sum[2][0];
 
@@ -36,68 +42,82 @@ static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const fl
     }
 }
 
+/* share: warps that share the columns of a slot. */
 template <int dtype, int width>
 static __global__ void down_kernel(const dsv2i_cuda_step *step, float *y, const float *h, const dsv2i_cuda_expert *experts, const int *idx,
-                                   const float *weight, int top_k, int hidden, int inter)
+                                   const float *weight, int top_k, int share, int hidden, int inter, dsv2i_cuda_scales scales)
 {
     const int row = (int)blockIdx.y, first = (int)blockIdx.x * held, lane = (int)threadIdx.x % 32;
-    float *parts = (float *)dsv2i_shared(); /* (top_k, held) */
+    float *parts = (float *)dsv2i_shared(); /* (top_k, share, held) */
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     if (row >= step->n_rows)
         return;
-    for (int j = (int)threadIdx.x / 32; j < top_k; j += warps) {
-        const int slot = row * top_k + j;
-        const void *down = experts[idx ? idx[slot] : 0].down, *w[held];
+    for (int u = (int)threadIdx.x / 32; u < top_k * share; u += (int)blockDim.x / 32) {
+        const int slot = row * top_k + u / share;
+        const dsv2i_cuda_expert e = experts[idx ? idx[slot] : 0];
+        dsv2i_rows<dtype, width, held> w;
         float sum[held][1];
 
+        w.cols = inter;
 #pragma unroll
-        for (int r = 0; r < held; r++) /* past the last row: the last again */
-            w[r] = dsv2i_row<dtype>(down, first + r < hidden ? first + r : hidden - 1, inter);
-        dsv2i_dots<dtype, width>(sum, w, h + (size_t)slot * (size_t)inter, inter, 1, inter, 0, 1);
+        for (int r = 0; r < held; r++)
+            dsv2i_set_row(w, r, e.down, e.down_scale, scales, first + r, hidden);
+        dsv2i_fetch(w, u % share * w.piece);
+        dsv2i_dots(sum, w, h + (size_t)slot * (size_t)inter, inter, 1, u % share, share);
         if (lane == 0)
 #pragma unroll
             for (int r = 0; r < held; r++)
-                parts[j * held + r] = idx ? weight[slot] * sum[r][0] : sum[r][0];
+                parts[u * held + r] = sum[r][0];
     }
     __syncthreads();
     if ((int)threadIdx.x < held && first + (int)threadIdx.x < hidden) {
         float all = 0;
 
-        for (int j = 0; j < top_k; j++)
-            all += parts[j * held + (int)threadIdx.x];
+        for (int j = 0; j < top_k; j++) {
+            float s = 0;
+
+            for (int p = 0; p < share; p++)
+                s += parts[(j * share + p) * held + (int)threadIdx.x];
+            all += idx ? weight[row * top_k + j] * s : s;
+        }
         y[(size_t)row * (size_t)hidden + (size_t)(first + (int)threadIdx.x)] += all;
     }
 }
 
 template <int dtype, int width>
 static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const float *x, float *h,
-                          const dsv2i_cuda_expert *experts, const int32_t *idx, const float *weight, int top_k, int hidden, int inter)
+                          const dsv2i_cuda_expert *experts, const int32_t *idx, const float *weight, int top_k, int hidden, int inter,
+                          dsv2i_cuda_scales gate_up, dsv2i_cuda_scales down)
 {
-    const dim3 up((unsigned)(inter + 2 * warps - 1) / (2 * warps), (unsigned)(to->max_rows * top_k));
-    const dim3 down((unsigned)(hidden + held - 1) / held, (unsigned)to->max_rows);
-    cudaError_t e = dsv2i_launch(to, up_kernel<dtype, width>, up, 32 * warps, 0, step, h, x, experts, idx, top_k, hidden, inter);
+    const int pieces = (inter - 1) / dsv2i_rows<dtype, width, held>::piece + 1, room = top_k < down_warps ? down_warps / top_k : 1;
+    const int share = pieces < room ? pieces : room, units = top_k * share;
+    const dim3 up_grid((unsigned)(inter + 2 * up_warps - 1) / (2 * up_warps), (unsigned)(to->max_rows * top_k));
+    const dim3 down_grid((unsigned)(hidden + held - 1) / held, (unsigned)to->max_rows);
+    cudaError_t e = dsv2i_launch(to, up_kernel<dtype, width>, up_grid, 32 * up_warps, 0, step, h, x, experts, idx, top_k, hidden, inter, gate_up);
 
     return e ? e
-             : dsv2i_launch(to, down_kernel<dtype, width>, down, 32 * warps, sizeof(float) * held * (size_t)top_k, step, y, h, experts, idx,
-                            weight, top_k, hidden, inter);
+             : dsv2i_launch(to, down_kernel<dtype, width>, down_grid, 32 * (units < down_warps ? units : down_warps),
+                            sizeof(float) * held * (size_t)units, step, y, h, experts, idx, weight, top_k, share, hidden, inter, down);
 }
 
 cudaError_t dsv2i_cuda_experts_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
                                    float *h, const struct dsv2i_cuda_expert *experts, const int32_t *idx, const float *weight,
-                                   int32_t top_k, int32_t dtype, int32_t hidden, int32_t inter)
+                                   int32_t top_k, int32_t dtype, int32_t hidden, int32_t inter, struct dsv2i_cuda_scales gate_up,
+                                   struct dsv2i_cuda_scales down)
 {
-    const bool wide = hidden % 8 == 0 && inter % 8 == 0;
+    const bool wide = hidden % 4 == 0 && inter % 4 == 0;
 
     switch (dtype) {
 #define CASE(type) \
     case type: \
-        return wide ? launch<type, 8>(to, step, y, x, h, experts, idx, weight, top_k, hidden, inter) \
-                    : launch<type, 1>(to, step, y, x, h, experts, idx, weight, top_k, hidden, inter);
+        return wide ? launch<type, 4>(to, step, y, x, h, experts, idx, weight, top_k, hidden, inter, gate_up, down) \
+                    : launch<type, 1>(to, step, y, x, h, experts, idx, weight, top_k, hidden, inter, gate_up, down);
     CASE(DSV2I_F32)
     CASE(DSV2I_BF16)
     CASE(DSV2I_F16)
+    CASE(DSV2I_F8_E4M3)
 #undef CASE
     default: return cudaErrorInvalidValue;
     }

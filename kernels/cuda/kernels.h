@@ -26,9 +26,16 @@ struct dsv2i_cuda_step {
     float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
 };
 
-/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes. */
+/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes; and their
+ * scales, NULL unless the type is F8_E4M3. */
 struct dsv2i_cuda_expert {
     const void *gate, *up, *down;
+    const float *gate_scale, *up_scale, *down_scale;
+};
+
+/* Elements of a column, and of a row, that share a scale (scale_rows, scale_cols of struct dsv2i_weight); not used by other types. */
+struct dsv2i_cuda_scales {
+    int32_t rows, cols;
 };
 
 /* Where a launch goes. */
@@ -53,8 +60,8 @@ cudaError_t dsv2i_cuda_embed(const struct dsv2i_cuda_launch *to, const struct ds
 cudaError_t dsv2i_cuda_rms_norm(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, int32_t ldy,
                                 uint16_t *y_bf16, const float *x, int32_t ldx, const float *w, int32_t dim, float eps);
 
-/* y (n_rows, w.rows) = x (n_rows, w.cols) W^T, or += with accumulate; w.data is device memory.  For few rows: the weight is read once for
- * every 8.  x and w.data are aligned to 32 bytes. */
+/* y (n_rows, w.rows) = x (n_rows, w.cols) W^T, or += with accumulate; w.data and w.scale are device memory.  For few rows: the weight is
+ * read once for every 8.  x and w.data are aligned to 16 bytes.  No launch may write w. */
 cudaError_t dsv2i_cuda_linear_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
                                   const struct dsv2i_weight *w, int32_t accumulate);
 
@@ -63,10 +70,12 @@ cudaError_t dsv2i_cuda_mla_prepare(const struct dsv2i_cuda_launch *to, const str
                                    const float *kv_a_norm, int32_t layer, int32_t heads, int32_t nope, int32_t rank, int32_t rope);
 
 /* y (n_rows, hidden) += sum over slots j, in slot order, of weight[j] * expert_idx[j](x), for few rows: every slot reads its expert.
- * experts: a device array; idx, weight (n_rows, top_k), or NULL for expert 0 with weight 1.  h (n_rows, top_k, inter) is scratch. */
+ * experts: a device array; idx, weight (n_rows, top_k), or NULL for expert 0 with weight 1.  h (n_rows, top_k, inter) is scratch, aligned
+ * like x to 16 bytes.  gate_up, down: of the experts' scales.  No launch may write the experts or their table. */
 cudaError_t dsv2i_cuda_experts_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
                                    float *h, const struct dsv2i_cuda_expert *experts, const int32_t *idx, const float *weight,
-                                   int32_t top_k, int32_t dtype, int32_t hidden, int32_t inter);
+                                   int32_t top_k, int32_t dtype, int32_t hidden, int32_t inter, struct dsv2i_cuda_scales gate_up,
+                                   struct dsv2i_cuda_scales down);
 
 /* From logits (n_rows, n_experts): idx, weight (n_rows, top_k). */
 cudaError_t dsv2i_cuda_moe_route(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t *idx, float *weight,
@@ -111,6 +120,10 @@ cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const stru
                                   const uint16_t *q_latent, int32_t layer, int32_t heads, void *scratch);
 cudaError_t dsv2i_cuda_mla_value(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *o_latent,
                                  const struct dsv2i_weight *kv_b, int32_t heads);
+
+/* to_bf16 (w.rows, w.cols) = w as bf16: each element, for F8_E4M3 code * scale, rounded to 8 bits.  For weights whose kernel takes bf16
+ * only (kv_b_proj), once when they are uploaded.  Takes no step; to->max_rows is not used. */
+cudaError_t dsv2i_cuda_widen(const struct dsv2i_cuda_launch *to, uint16_t *to_bf16, const struct dsv2i_weight *w);
 
 #ifdef __cplusplus
 }

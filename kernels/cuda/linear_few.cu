@@ -12,27 +12,28 @@
 
 static const int warps = 8, held = 4, most_rows = 8; /* of a block; weight rows of a warp; rows of x */
 
-/* share: warps that share the columns of the same weight rows; rows: of x, at most; width: columns of a lane at a time, 8 or 1. */
+/* share: warps that share the columns of the same weight rows; rows: of x, at most; width: as of dsv2i_rows. */
 template <int dtype, int rows, int width>
-static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const void *w, int w_rows, int cols,
-                                         int share, int accumulate)
+static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const void *data, const float *scale,
+                                         dsv2i_cuda_scales scales, int w_rows, int cols, int share, int accumulate)
 {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, group = warp / share, part = warp % share;
     const int first = ((int)blockIdx.x * (warps / share) + group) * held, row = (int)blockIdx.y * most_rows;
     float sum[held][rows], *parts = (float *)dsv2i_shared();
+    dsv2i_rows<dtype, width, held> w;
     int n;
 
+    w.cols = cols;
+#pragma unroll
+    for (int r = 0; r < held; r++)
+        dsv2i_set_row(w, r, data, scale, scales, first + r, w_rows);
+    dsv2i_fetch(w, part * w.piece);
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     n = step->n_rows - row;
     if (n <= 0)
         return;
-    x += (size_t)row * (size_t)cols;
-    const void *rows_of_w[held];
-#pragma unroll
-    for (int r = 0; r < held; r++) /* past the last row of the weight: the last again */
-        rows_of_w[r] = dsv2i_row<dtype>(w, first + r < w_rows ? first + r : w_rows - 1, cols);
-    dsv2i_dots<dtype, width>(sum, rows_of_w, x, cols, n, cols, part, share);
+    dsv2i_dots(sum, w, x + (size_t)row * (size_t)cols, cols, n, part, share);
 #pragma unroll
     for (int r = 0; r < held; r++)
 #pragma unroll
@@ -53,32 +54,35 @@ static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, 
     }
 }
 
-template <int dtype, int rows>
+template <int dtype, int rows, int width>
 static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const float *x, const dsv2i_weight *w,
                           int accumulate)
 {
-    const int width = 8, groups = (w->rows + held - 1) / held;
+    const int groups = (w->rows + held - 1) / held;
+    const dsv2i_cuda_scales scales = {w->scale_rows, w->scale_cols};
     int share = 1;
 
-    while (share < warps && groups * share < 2048 && share * 32 * width < w->cols)
+    while (share < warps && groups * share < 2048 && share * dsv2i_rows<dtype, width, held>::piece < w->cols)
         share *= 2;
     dim3 grid((unsigned)(groups + warps / share - 1) / (unsigned)(warps / share), (unsigned)(to->max_rows + most_rows - 1) / most_rows);
-    size_t shared = sizeof(float) * warps * held * rows;
+    return dsv2i_launch(to, linear_few_kernel<dtype, rows, width>, grid, 32 * warps, sizeof(float) * warps * held * rows, step, y, x,
+                        w->data, w->scale, scales, w->rows, w->cols, share, accumulate);
+}
 
-    if (w->cols % width == 0)
-        return dsv2i_launch(to, linear_few_kernel<dtype, rows, 8>, grid, 32 * warps, shared, step, y, x, w->data, w->rows, w->cols, share,
-                            accumulate);
-    return dsv2i_launch(to, linear_few_kernel<dtype, rows, 1>, grid, 32 * warps, shared, step, y, x, w->data, w->rows, w->cols, share,
-                        accumulate);
+template <int dtype, int width>
+static cudaError_t for_rows(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const float *x, const dsv2i_weight *w,
+                            int accumulate)
+{
+    return to->max_rows == 1 ? launch<dtype, 1, width>(to, step, y, x, w, accumulate)
+         : to->max_rows <= 4 ? launch<dtype, 4, width>(to, step, y, x, w, accumulate)
+                             : launch<dtype, most_rows, width>(to, step, y, x, w, accumulate);
 }
 
 template <int dtype>
 static cudaError_t choose(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const float *x, const dsv2i_weight *w,
                           int accumulate)
 {
-    return to->max_rows == 1 ? launch<dtype, 1>(to, step, y, x, w, accumulate)
-         : to->max_rows <= 4 ? launch<dtype, 4>(to, step, y, x, w, accumulate)
-                             : launch<dtype, most_rows>(to, step, y, x, w, accumulate);
+    return w->cols % 4 ? for_rows<dtype, 1>(to, step, y, x, w, accumulate) : for_rows<dtype, 4>(to, step, y, x, w, accumulate);
 }
 
 cudaError_t dsv2i_cuda_linear_few(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
@@ -88,6 +92,7 @@ cudaError_t dsv2i_cuda_linear_few(const struct dsv2i_cuda_launch *to, const stru
     case DSV2I_F32: return choose<DSV2I_F32>(to, step, y, x, w, accumulate);
     case DSV2I_BF16: return choose<DSV2I_BF16>(to, step, y, x, w, accumulate);
     case DSV2I_F16: return choose<DSV2I_F16>(to, step, y, x, w, accumulate);
+    case DSV2I_F8_E4M3: return choose<DSV2I_F8_E4M3>(to, step, y, x, w, accumulate);
     default: return cudaErrorInvalidValue;
     }
 }

@@ -120,7 +120,7 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
         w.emplace_back(dtype, inter, hidden, 1 / sqrtf((float)hidden));
         w.emplace_back(dtype, inter, hidden, 1 / sqrtf((float)hidden));
         w.emplace_back(dtype, hidden, inter, 1 / sqrtf((float)inter));
-        table.push_back({w[0].device, w[1].device, w[2].device});
+        table.push_back({w[0].device, w[1].device, w[2].device, nullptr, nullptr, nullptr});
         experts.push_back(std::move(w));
     }
     for (int i = 0; i < (n + 3) * top_k; i++)
@@ -130,8 +130,8 @@ void check_experts(int dtype, int n, int top_k, int hidden, int inter, bool rout
     float *weight_device = routed ? up(weight) : nullptr;
     dsv2i_cuda_expert *table_device = up(table);
     auto run = [&](const dsv2i_cuda_launch *on, const dsv2i_cuda_step *rows, float *out) {
-        expect(dsv2i_cuda_experts_few(on, rows, out, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter)
-                   == cudaSuccess, "launch");
+        expect(dsv2i_cuda_experts_few(on, rows, out, x_device, h, table_device, idx_device, weight_device, top_k, dtype, hidden, inter,
+                                      {}, {}) == cudaSuccess, "launch");
     };
     run(&to, step.device, y);
     run(&one, alone.device, y_alone);

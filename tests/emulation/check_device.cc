@@ -806,18 +806,20 @@ template <int mistake> bool handed_over()
 template <bool wrong> bool arrival_too_early() { return handed_over<wrong ? 1 : 0>(); }
 template <bool wrong> bool arrival_of_another_count() { return handed_over<wrong ? 2 : 0>(); }
 
-__global__ void load_kernel(const float *from, float *to, int off)
+template <int size> __global__ void load_kernel(const char *from, float *to)
 {
-    dsv2i_prefetch(from + off);
-    uint4 x = dsv2i_load_once(from + off);
-    *to = __uint_as_float(x.y);
+    dsv2i_prefetch(from);
+    *to = __uint_as_float(size == 16 ? dsv2i_load_once(from).y : size == 8 ? dsv2i_load_once_8(from).y : dsv2i_load_once_4(from));
 }
-template <bool wrong> bool load_misaligned()
+template <int size, bool wrong> bool loaded()
 {
     float *to = device<float>(1);
-    start(load_kernel, 1, 1, {}, (const float *)counted(16), to, wrong ? 2 : 4);
-    return read(to, 1)[0] == (wrong ? 3 : 5);
+    start(load_kernel<size>, 1, 1, {}, (const char *)counted(16) + (wrong ? size / 2 : 16), to);
+    return read(to, 1)[0] == (size == 4 ? 4 : 5);
 }
+template <bool wrong> bool load_misaligned() { return loaded<16, wrong>(); }
+template <bool wrong> bool load_8_misaligned() { return loaded<8, wrong>(); }
+template <bool wrong> bool load_4_misaligned() { return loaded<4, wrong>(); }
 
 __global__ void arithmetic_kernel(float *to)
 {
@@ -856,7 +858,8 @@ const Program programs[] = {
     CHECK(wgmma_64), CHECK(wgmma_128), CHECK(wgmma_256), PROGRAM(wgmma_swizzle), PROGRAM(wgmma_stride), PROGRAM(wgmma_along_n),
     PROGRAM(wgmma_without_fence), PROGRAM(wgmma_without_async_fence), PROGRAM(wgmma_without_wait), PROGRAM(wgmma_wait_off_by_one),
     PROGRAM(wgmma_source_changed),
-    PROGRAM(arrival_too_early), PROGRAM(arrival_of_another_count), PROGRAM(load_misaligned), CHECK(arithmetic),
+    PROGRAM(arrival_too_early), PROGRAM(arrival_of_another_count), PROGRAM(load_misaligned),
+    PROGRAM(load_8_misaligned), PROGRAM(load_4_misaligned), CHECK(arithmetic),
 };
 
 }

@@ -41,10 +41,10 @@ static void finish(Copies *copies, unsigned end)
 
 void finish_copies(Copies *copies) { finish(copies, copies->group + 1); }
 
-void global_16(const void *at)
+void global_read(const void *at, unsigned size)
 {
-    if (reinterpret_cast<uintptr_t>(at) % 16 || (!is_device(at) && !is_pinned(at, 16)))
-        fail("load of 16 bytes: %p is not aligned, or no global memory", at);
+    if (reinterpret_cast<uintptr_t>(at) % size || (!is_device(at) && !is_pinned(at, size)))
+        fail("load of %u bytes: %p is not aligned, or no global memory", size, at);
 }
 
 void copy(void *to, const void *from, unsigned size, unsigned from_size)

@@ -7,7 +7,7 @@
 
 namespace emu {
 void arrive(unsigned barrier, unsigned threads);
-void global_16(const void *at); /* fails if at is not 16 aligned bytes of global memory */
+void global_read(const void *at, unsigned size); /* fails if that are not size aligned bytes of global memory */
 }
 
 static inline void *dsv2i_shared() { return emu::shared_memory(); }
@@ -18,11 +18,16 @@ static inline void dsv2i_named_arrive(int barrier, int threads) { emu::arrive((u
 static inline unsigned dsv2i_lane() { return emu::lane(); }
 static inline float dsv2i_exp2(float x) { return exp2f(x); }
 static inline float dsv2i_reciprocal(float x) { return 1 / x; }
-static inline uint4 dsv2i_load_once(const void *from)
+namespace emu {
+template <class T> T load_once(const void *from)
 {
-    emu::global_16(from);
-    return *static_cast<const uint4 *>(from);
+    global_read(from, sizeof(T));
+    return *static_cast<const T *>(from);
 }
+}
+static inline uint4 dsv2i_load_once(const void *from) { return emu::load_once<uint4>(from); }
+static inline uint2 dsv2i_load_once_8(const void *from) { return emu::load_once<uint2>(from); }
+static inline uint32_t dsv2i_load_once_4(const void *from) { return emu::load_once<uint32_t>(from); }
 static inline void dsv2i_prefetch(const void *) {}
 
 #endif

@@ -28,12 +28,17 @@ struct dsv2i_cuda_step {
 
 /* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes; and their
  * scales, NULL unless the type is F8_E4M3. */
+
+/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes.
+ * Of F8_E4M3 each has its scales, as struct dsv2i_weight says; else they are not used. */
 struct dsv2i_cuda_expert {
     const void *gate, *up, *down;
     const float *gate_scale, *up_scale, *down_scale;
 };
 
 /* Elements of a column, and of a row, that share a scale (scale_rows, scale_cols of struct dsv2i_weight); not used by other types. */
+
+/* Elements of a column and of a row of a weight that share a scale; rows of 0: the whole weight does. */
 struct dsv2i_cuda_scales {
     int32_t rows, cols;
 };
@@ -124,6 +129,53 @@ cudaError_t dsv2i_cuda_mla_value(const struct dsv2i_cuda_launch *to, const struc
 /* to_bf16 (w.rows, w.cols) = w as bf16: each element, for F8_E4M3 code * scale, rounded to 8 bits.  For weights whose kernel takes bf16
  * only (kv_b_proj), once when they are uploaded.  Takes no step; to->max_rows is not used. */
 cudaError_t dsv2i_cuda_widen(const struct dsv2i_cuda_launch *to, uint16_t *to_bf16, const struct dsv2i_weight *w);
+
+/* ---- products of many rows: x is bf16, weights are BF16 or F8_E4M3 (bf16 of code * scale is what is multiplied), sums fp32 -------------
+ *
+ * From sm_80 on; a row's bits depend on the row alone, with or without to->invariant.  x and weights are aligned to 16 bytes.  Rows of
+ * weights should be multiples of 16 bytes; others are served by a slow path. */
+
+/* y (n_rows, dim) = x, rounded; both aligned to 32 bytes. */
+cudaError_t dsv2i_cuda_to_bf16(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
+                               int32_t dim);
+
+/* y (n_rows, w.rows) of y_dtype, F32 or BF16, = x (n_rows, w.cols) W^T, or (F32) += with accumulate.  w.data and w.scale are device
+ * memory.  x and y do not overlap. */
+cudaError_t dsv2i_cuda_linear_many(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, void *y, int32_t y_dtype,
+                                   const uint16_t *x, const struct dsv2i_weight *w, int32_t accumulate);
+
+/* Entries row * top_k + slot of a step, in the order of their experts and then their own; and tiles of at most tile_rows of them: entry
+ * first to first + count - 1, which have the same expert. */
+struct dsv2i_cuda_tile {
+    int32_t expert, first, count;
+};
+struct dsv2i_cuda_permutation {
+    int32_t *entry;               /* (max_rows * top_k) */
+    struct dsv2i_cuda_tile *tile; /* (max_rows * top_k / tile_rows + the lesser of n_experts and max_rows * top_k) */
+    int32_t *n_tiles;             /* (1) */
+};
+
+/* The arrays of p, from idx (n_rows, top_k); n_experts at most 512. */
+cudaError_t dsv2i_cuda_moe_permute(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step,
+                                   const struct dsv2i_cuda_permutation *p, const int32_t *idx, int32_t top_k, int32_t n_experts,
+                                   int32_t tile_rows);
+
+/* The experts of a layer, all of one shape and type. */
+struct dsv2i_cuda_experts {
+    const struct dsv2i_cuda_expert *expert; /* (n), device memory */
+    int32_t n, dtype, hidden, inter;
+    struct dsv2i_cuda_scales up_scales, down_scales; /* of gate and up; of down */
+};
+
+/* Bytes of scratch, aligned to 256. */
+size_t dsv2i_cuda_experts_many_scratch(int32_t max_rows, int32_t top_k, const struct dsv2i_cuda_experts *experts);
+
+/* y (n_rows, hidden) += sum over slots j, in slot order, of weight[j] * expert_idx[j](x), x (n_rows, hidden), for many rows.  h and each
+ * expert's result are rounded to bf16.  idx, weight (n_rows, top_k), or NULL, with top_k 1, for expert 0 with weight 1, whose result is
+ * not rounded.  y is aligned to 16 bytes. */
+cudaError_t dsv2i_cuda_experts_many(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const uint16_t *x,
+                                    const struct dsv2i_cuda_experts *experts, const int32_t *idx, const float *weight, int32_t top_k,
+                                    void *scratch);
 
 #ifdef __cplusplus
 }

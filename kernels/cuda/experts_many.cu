@@ -1,0 +1,320 @@
+/* Experts of many rows, y += sum_j weight_j down_j(silu(gate_j x) * up_j x): a prompt's mixture, and its dense layers.  Four launches:
+ *
+ *   permute   the rows of each expert, in tiles (moe_permute.cu); not for a dense layer
+ *   up        h = silu(gate x) * up x, bf16, in the order of the permutation; rows of x are gathered as they are copied
+ *   down      out = down h, bf16, to where the row's slot has its place; of a dense layer y += down h at once
+ *   combine   y += the slots' sum in their order; not for a dense layer
+ *
+ * Bound: at 4,096 tokens the matrix units, 6 hidden inter FLOPs for each row and slot (V2-Lite: 425 GFLOP a layer); at a few hundred
+ * bandwidth, every chosen expert once.  docs/kernels/moe.md has the figures.
+ *
+ * up holds eight rows of gate beside the same eight of up, so that a lane's accumulators have both for the same elements of h.  Blocks
+ * stay and go through the tiles, whose number only the device knows; eight tiles of rows at a time against all of the weight's, so that
+ * both are in the L2 cache for as long as they are needed.  The tile is chosen for the rows that an expert gets on average, and bits do
+ * not depend on it (gemm.cuh), so neither on max_rows.
+ *
+ * SPDX-License-Identifier: MIT */
+#include "gemm.cuh"
+#include "launch.cuh"
+
+struct shape {
+    int hidden, inter, top_k;
+    dsv2i_cuda_scales up, down;
+};
+
+/* Tile i of rows: of the permutation, or (no entries) of all rows and expert 0. */
+static __device__ __forceinline__ dsv2i_cuda_tile tile_of(const dsv2i_cuda_permutation &p, int i, int rows, int n_rows)
+{
+    if (p.entry)
+        return p.tile[i];
+    return {0, i * rows, min(rows, n_rows - i * rows)};
+}
+
+/* Item i of n_tiles x across: which tile of rows, which of columns. */
+static __device__ __forceinline__ void place(int i, int n_tiles, int across, int *tile, int *column)
+{
+    const int group = i / (8 * across), at = i % (8 * across), high = min(n_tiles - 8 * group, 8);
+
+    *tile = 8 * group + at % high;
+    *column = at / high;
+}
+
+template <class T>
+static __device__ __forceinline__ int scales_across(dsv2i_tile_source<T> &from, const dsv2i_cuda_scales &s)
+{
+    from.scale_cols = s.cols;
+    return T::fp8 ? (from.cols + s.cols - 1) / s.cols : 0;
+}
+
+template <class T>
+static __global__ void __launch_bounds__(T::threads)
+    up_kernel(const dsv2i_cuda_step *step, uint16_t *h, const uint16_t *x, const dsv2i_cuda_expert *experts, dsv2i_cuda_permutation p,
+              shape s)
+{
+    static_assert(T::b_rows % 16 == 0, "all of a thread's rows are of gate, or all of up");
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, across = (s.inter + T::n / 2 - 1) / (T::n / 2);
+    dsv2i_tile_source<T> from;
+    T tile;
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int n_rows = step->n_rows, n_tiles = p.entry ? *p.n_tiles : (n_rows + T::m - 1) / T::m;
+    from.a = x;
+    from.cols = s.hidden;
+    const int scales = scales_across(from, s.up);
+    for (int item = (int)blockIdx.x; item < n_tiles * across; item += (int)gridDim.x) {
+        const int b_row = dsv2i_tile_b_row<T>(0), is_up = b_row / 8 % 2;
+        int i_tile, column;
+
+        place(item, n_tiles, across, &i_tile, &column);
+        const dsv2i_cuda_tile at = tile_of(p, i_tile, T::m, n_rows);
+        const dsv2i_cuda_expert *e = experts + at.expert;
+        from.b = is_up ? e->up : e->gate;
+        from.scale = is_up ? e->up_scale : e->gate_scale;
+        column *= T::n / 2;
+#pragma unroll
+        for (int i = 0; i < T::a_parts; i++) {
+            const int row = at.first + min(dsv2i_tile_a_row<T>(i), at.count - 1);
+            from.a_row[i] = (uint32_t)(p.entry ? p.entry[row] / s.top_k : row) * (uint32_t)s.hidden;
+        }
+#pragma unroll
+        for (int i = 0; i < T::b_parts; i++)
+            dsv2i_tile_set_b(from, i, column + dsv2i_tile_b_row<T>(i) / 16 * 8 + b_row % 8, s.inter, s.up.rows, scales);
+        dsv2i_tile_multiply(tile, from, (char *)dsv2i_shared());
+
+#pragma unroll
+        for (int i = 0; i < T::m16; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = (warp / T::warps_n * T::m16 + i) * 16 + lane / 4 + 8 * half;
+                uint16_t *to = h + (size_t)(at.first + row) * (size_t)s.inter;
+
+#pragma unroll
+                for (int j = 0; j < T::n8; j += 2) {
+                    const int c = column + (warp % T::warps_n * T::n8 + j) * 4 + lane % 4 * 2;
+                    float v[2];
+
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        const float gate = tile.sum[i][j][2 * half + k];
+                        v[k] = gate / (1.0f + expf(-gate)) * tile.sum[i][j + 1][2 * half + k];
+                    }
+                    if (row >= at.count || c >= s.inter)
+                        continue;
+                    if (s.inter % 2 == 0) {
+                        *(uint32_t *)(to + c) = dsv2i_bf16x2(v[0], v[1]);
+                    } else {
+                        to[c] = dsv2i_bf16(v[0]);
+                        if (c + 1 < s.inter)
+                            to[c + 1] = dsv2i_bf16(v[1]);
+                    }
+                }
+            }
+    }
+}
+
+template <class T>
+static __global__ void __launch_bounds__(T::threads)
+    down_kernel(const dsv2i_cuda_step *step, float *y, uint16_t *out, const uint16_t *h, const dsv2i_cuda_expert *experts,
+                dsv2i_cuda_permutation p, shape s)
+{
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, across = (s.hidden + T::n - 1) / T::n;
+    dsv2i_tile_source<T> from;
+    T tile;
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int n_rows = step->n_rows, n_tiles = p.entry ? *p.n_tiles : (n_rows + T::m - 1) / T::m;
+    from.a = h;
+    from.cols = s.inter;
+    const int scales = scales_across(from, s.down);
+    for (int item = (int)blockIdx.x; item < n_tiles * across; item += (int)gridDim.x) {
+        int i_tile, column;
+
+        place(item, n_tiles, across, &i_tile, &column);
+        const dsv2i_cuda_tile at = tile_of(p, i_tile, T::m, n_rows);
+        from.b = experts[at.expert].down;
+        from.scale = experts[at.expert].down_scale;
+        column *= T::n;
+#pragma unroll
+        for (int i = 0; i < T::a_parts; i++)
+            from.a_row[i] = (uint32_t)(at.first + min(dsv2i_tile_a_row<T>(i), at.count - 1)) * (uint32_t)s.inter;
+#pragma unroll
+        for (int i = 0; i < T::b_parts; i++)
+            dsv2i_tile_set_b(from, i, column + dsv2i_tile_b_row<T>(i), s.hidden, s.down.rows, scales);
+        dsv2i_tile_multiply(tile, from, (char *)dsv2i_shared());
+
+#pragma unroll
+        for (int i = 0; i < T::m16; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = (warp / T::warps_n * T::m16 + i) * 16 + lane / 4 + 8 * half;
+
+                if (row >= at.count)
+                    continue;
+                const size_t to = (size_t)(p.entry ? p.entry[at.first + row] : at.first + row) * (size_t)s.hidden;
+#pragma unroll
+                for (int j = 0; j < T::n8; j++) {
+                    const int c = column + (warp % T::warps_n * T::n8 + j) * 8 + lane % 4 * 2;
+                    const float v = tile.sum[i][j][2 * half], next = tile.sum[i][j][2 * half + 1];
+
+                    if (c >= s.hidden)
+                        continue;
+                    if (s.hidden % 2 == 0 && p.entry) {
+                        *(uint32_t *)(out + to + c) = dsv2i_bf16x2(v, next);
+                    } else if (s.hidden % 2 == 0) {
+                        float2 *const sum = (float2 *)(y + to + c), old = *sum;
+                        *sum = make_float2(old.x + v, old.y + next);
+                    } else {
+                        for (int k = 0; k < 2 && c + k < s.hidden; k++)
+                            if (p.entry)
+                                out[to + (size_t)(c + k)] = dsv2i_bf16(k ? next : v);
+                            else
+                                y[to + (size_t)(c + k)] += k ? next : v;
+                    }
+                }
+            }
+    }
+}
+
+/* width: elements of a thread, 8 or 1. */
+template <int width>
+static __global__ void combine_kernel(const dsv2i_cuda_step *step, float *y, const uint16_t *out, const float *weight, int top_k, int hidden)
+{
+    const int row = (int)blockIdx.y, c = ((int)blockIdx.x * (int)blockDim.x + (int)threadIdx.x) * width;
+    float sum[width];
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    if (row >= step->n_rows || c >= hidden)
+        return;
+#pragma unroll
+    for (int i = 0; i < width; i++)
+        sum[i] = 0;
+    weight += (size_t)row * (size_t)top_k;
+    out += (size_t)row * (size_t)top_k * (size_t)hidden + (size_t)c;
+    for (int j = 0; j < top_k; j++, out += hidden) {
+        const float w = weight[j];
+
+        if (width == 1) {
+            sum[0] += w * dsv2i_f32_from_bf16(*out);
+        } else {
+            const uint4 v = *(const uint4 *)out;
+            const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < width / 2; i++) {
+                const float2 two = dsv2i_f32x2_from_bf16x2(pair[i]);
+                sum[2 * i] += w * two.x;
+                sum[2 * i + 1] += w * two.y;
+            }
+        }
+    }
+    y += (size_t)row * (size_t)hidden + (size_t)c;
+    if (width == 1) {
+        *y += sum[0];
+    } else {
+#pragma unroll
+        for (int i = 0; i < width / 4; i++) {
+            float4 v = ((float4 *)y)[i];
+            v.x += sum[4 * i], v.y += sum[4 * i + 1], v.z += sum[4 * i + 2], v.w += sum[4 * i + 3];
+            ((float4 *)y)[i] = v;
+        }
+    }
+}
+
+/* What lies in scratch, each part aligned to 256 bytes. */
+struct parts {
+    uint16_t *h, *out;
+    dsv2i_cuda_permutation p;
+    size_t bytes;
+};
+
+static parts lay_out(void *scratch, int32_t max_rows, int32_t top_k, const dsv2i_cuda_experts *of)
+{
+    const size_t entries = (size_t)max_rows * (size_t)top_k, tiles = entries / 16 + min((size_t)of->n, entries);
+    char *at = (char *)scratch;
+    parts to;
+    const auto take = [&at](size_t bytes) {
+        char *const taken = at;
+        at += (bytes + 255) / 256 * 256;
+        return taken;
+    };
+
+    to.h = (uint16_t *)take(entries * (size_t)of->inter * 2);
+    to.out = (uint16_t *)take(entries * (size_t)of->hidden * 2);
+    to.p.entry = (int32_t *)take(entries * 4);
+    to.p.tile = (dsv2i_cuda_tile *)take(tiles * sizeof(dsv2i_cuda_tile));
+    to.p.n_tiles = (int32_t *)take(4);
+    to.bytes = (size_t)(at - (char *)scratch);
+    return to;
+}
+
+/* Scales of a weight (rows, cols), in numbers that can be divided by. */
+static dsv2i_cuda_scales geometry(const dsv2i_cuda_scales &s, int rows, int cols)
+{
+    return {s.rows ? s.rows : rows, s.rows && s.cols ? s.cols : cols};
+}
+
+size_t dsv2i_cuda_experts_many_scratch(int32_t max_rows, int32_t top_k, const struct dsv2i_cuda_experts *of)
+{
+    return lay_out(nullptr, max_rows, top_k, of).bytes;
+}
+
+template <class T>
+static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const uint16_t *x,
+                          const dsv2i_cuda_experts *of, const int32_t *idx, const float *weight, int32_t top_k, void *scratch)
+{
+    const parts in = lay_out(scratch, to->max_rows, top_k, of);
+    const dsv2i_cuda_permutation p = idx ? in.p : dsv2i_cuda_permutation{};
+    const shape s = {of->hidden, of->inter, top_k, geometry(of->up_scales, of->inter, of->hidden),
+                     geometry(of->down_scales, of->hidden, of->inter)};
+    const int entries = to->max_rows * top_k, tiles = entries / T::m + min(idx ? of->n : 1, entries);
+    const int stay = to->n_sms * (dsv2i_most_shared(to->sm) / (T::shared + 1024));
+    cudaError_t e = cudaSuccess;
+
+    if (idx)
+        e = dsv2i_cuda_moe_permute(to, step, &p, idx, top_k, of->n, T::m);
+    if (!e)
+        e = dsv2i_launch(to, up_kernel<T>, dim3((unsigned)min(stay, tiles * ((s.inter + T::n / 2 - 1) / (T::n / 2)))), T::threads, T::shared,
+                         step, in.h, x, of->expert, p, s);
+    if (!e)
+        e = dsv2i_launch(to, down_kernel<T>, dim3((unsigned)min(stay, tiles * ((s.hidden + T::n - 1) / T::n))), T::threads, T::shared, step,
+                         y, in.out, in.h, of->expert, p, s);
+    if (e || !idx)
+        return e;
+    const int width = s.hidden % 8 ? 1 : 8, threads = 128;
+    const dim3 grid((unsigned)((s.hidden + width * threads - 1) / (width * threads)), (unsigned)to->max_rows);
+    return dsv2i_launch(to, width == 8 ? combine_kernel<8> : combine_kernel<1>, grid, threads, 0, step, y, in.out, weight, top_k, s.hidden);
+}
+
+template <bool fp8>
+static cudaError_t choose(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const uint16_t *x,
+                          const dsv2i_cuda_experts *of, const int32_t *idx, const float *weight, int32_t top_k, void *scratch)
+{
+    typedef dsv2i_tile<128, 128, 2, 2, 3, fp8> largest;
+    const int each = idx ? (to->max_rows * top_k + of->n - 1) / of->n : to->max_rows; /* rows of an expert, on average */
+    const int unit = fp8 ? 16 : 8;
+
+    if (of->hidden % unit || of->inter % unit) /* no model that is real */
+        return launch<dsv2i_tile<16, 64, 1, 4, 3, fp8, false>>(to, step, y, x, of, idx, weight, top_k, scratch);
+    if (each <= 16)
+        return launch<dsv2i_tile<16, 64, 1, 4, 5, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
+    if (each <= 32)
+        return launch<dsv2i_tile<32, 64, 1, 4, 5, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
+    if (each <= 96 || largest::shared > dsv2i_most_shared(to->sm))
+        return launch<dsv2i_tile<64, 128, 2, 2, 3, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
+    return launch<largest>(to, step, y, x, of, idx, weight, top_k, scratch);
+}
+
+cudaError_t dsv2i_cuda_experts_many(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const uint16_t *x,
+                                    const struct dsv2i_cuda_experts *of, const int32_t *idx, const float *weight, int32_t top_k,
+                                    void *scratch)
+{
+    if (to->sm < 80 || (!idx && top_k != 1))
+        return cudaErrorInvalidValue;
+    switch (of->dtype) {
+    case DSV2I_BF16: return choose<false>(to, step, y, x, of, idx, weight, top_k, scratch);
+    case DSV2I_F8_E4M3: return choose<true>(to, step, y, x, of, idx, weight, top_k, scratch);
+    default: return cudaErrorInvalidValue;
+    }
+}

@@ -1,0 +1,361 @@
+/* Products of many rows, the permutation of a mixture's rows and its experts, against the same in double.
+ *
+ * Tolerances.  Products of two bf16 numbers are exact in fp32; a sum of c columns is rounded once for every 16, each time by at most 2^-24
+ * of a partial sum, for which a few times the final sums' size stands: sums() below.  The weights of the reference are those that the
+ * kernels define, bf16(code * scale).  Where a kernel rounds a sum to bf16 on the way, so does the reference; now and then the two round to
+ * different neighbours, 2^-8 apart, which may be seen in few elements only.
+ *
+ * SPDX-License-Identifier: MIT */
+#include "checks.h"
+
+#include <algorithm>
+
+namespace {
+
+double sums(int cols) { return (cols / 16 + 4) * 4 * 0x1p-24; }
+
+uint16_t to_bf16(double x)
+{
+    float f = (float)x;
+    uint32_t bits;
+
+    memcpy(&bits, &f, 4);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+double rounded(double x) { return ref_bf16(to_bf16(x)); }
+
+/* Elements of a row and a column that share a scale: a kind each checkpoint may have. */
+struct Kind {
+    const char *name;
+    int32_t dtype, rows, cols; /* 0: all */
+};
+const Kind bf16 = {"bf16", DSV2I_BF16, 0, 0}, tensor = {"e4m3 by tensor", DSV2I_F8_E4M3, 0, 0}, row = {"e4m3 by row", DSV2I_F8_E4M3, 1, 0},
+           block = {"e4m3 by block", DSV2I_F8_E4M3, 128, 128}, small = {"e4m3 by block of 3 x 32", DSV2I_F8_E4M3, 3, 32};
+
+/* A weight in device memory, and its elements as the kernels multiply them. */
+struct Matrix {
+    std::vector<double> value;
+    dsv2i_weight device = {};
+
+    Matrix(const Kind &kind, int rows, int cols)
+    {
+        const float size = 1 / sqrtf((float)cols);
+        const int scale_rows = kind.rows ? kind.rows : rows, scale_cols = kind.cols ? kind.cols : cols;
+        const int across = (cols - 1) / scale_cols + 1, down = (rows - 1) / scale_rows + 1;
+        std::vector<float> scale;
+        std::vector<uint16_t> half;
+        std::vector<uint8_t> code;
+
+        for (int i = 0; i < across * down; i++)
+            scale.push_back(uniform(0.5f, 2) * size);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < cols; c++)
+                if (kind.dtype == DSV2I_BF16) {
+                    half.push_back(to_bf16((double)uniform(-2, 2) * (double)size));
+                    value.push_back(ref_bf16(half.back()));
+                } else { /* every fourth row is of subnormal codes */
+                    code.push_back((uint8_t)((int)uniform(0, r % 4 == 1 ? 8 : 0x44) | (uniform(-1, 1) < 0 ? 0x80 : 0)));
+                    float f = (float)(ref_kv_code(code.back(), DSV2I_KV_F8_E4M3)
+                                      * (double)scale[(size_t)(r / scale_rows * across + c / scale_cols)]);
+                    value.push_back(rounded((double)f));
+                }
+        device.dtype = kind.dtype;
+        device.rows = rows;
+        device.cols = cols;
+        device.scale_rows = scale_rows;
+        device.scale_cols = scale_cols;
+        device.scale = up(scale);
+        device.data = kind.dtype == DSV2I_BF16 ? (void *)up(half) : (void *)up(code);
+    }
+
+    /* (rows) = this x */
+    std::vector<double> times(const double *x) const
+    {
+        std::vector<double> y;
+        for (int r = 0; r < device.rows; r++) {
+            double sum = 0;
+            for (int c = 0; c < device.cols; c++)
+                sum += value[(size_t)(r * device.cols + c)] * x[c];
+            y.push_back(sum);
+        }
+        return y;
+    }
+};
+
+/* Rows of activations: fp32, those past the first n NaN; and rounded as to_bf16 shall round them. */
+struct Rows {
+    std::vector<float> full;
+    std::vector<double> value;
+    Rows(int n, int more, int width) : full(normals((size_t)(n * width)))
+    {
+        for (float f : full)
+            value.push_back(rounded((double)f));
+        full.resize((size_t)((n + more) * width), NAN);
+    }
+};
+
+void check_to_bf16(int n, int dim)
+{
+    Step step(zeros(n), {}, {}, 1, 2);
+    Rows x(n, 3, dim);
+    dsv2i_cuda_launch to = step.launch();
+    uint16_t *y = unset<uint16_t>(x.full.size());
+
+    expect(dsv2i_cuda_to_bf16(&to, step.device, y, up(x.full), dim) == cudaSuccess, "launch");
+    std::vector<uint16_t> got = down(y, x.full.size());
+    for (size_t i = 0; i < got.size(); i++)
+        expect(i < x.value.size() ? ref_bf16(got[i]) == x.value[i] : is_unset(got[i]), "%04x at %zu", got[i], i);
+}
+
+/* A row's bits are compared for launches of all of max_rows, each of which may choose another tile. */
+void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> max_rows, int n_sms = 4)
+{
+    const int greatest = *std::max_element(max_rows.begin(), max_rows.end()), more = std::max(3, greatest - n);
+    Step step(zeros(n), {}, {}, 1, 2);
+    Rows x(n, more, cols);
+    const Matrix w(kind, rows, cols);
+    std::vector<float> start = normals((size_t)((n + more) * rows)), first;
+    std::vector<double> want;
+    const float *x_device = up(x.full);
+
+    for (int i = 0; i < n; i++) {
+        std::vector<double> y = w.times(&x.value[(size_t)(i * cols)]);
+        want.insert(want.end(), y.begin(), y.end());
+    }
+    for (int most : max_rows) {
+        Step now(zeros(std::min(n, most)), {}, {}, 1, 2);
+        const size_t size = (size_t)(now.rows * rows);
+        dsv2i_cuda_launch to = launch_for(most);
+        to.n_sms = n_sms;
+        uint16_t *x_half = unset<uint16_t>(x.full.size()), *y_half = unset<uint16_t>(start.size());
+        float *y = unset<float>(start.size()), *y_more = up(start);
+
+        dsv2i_cuda_to_bf16(&to, now.device, x_half, x_device, cols);
+        expect(dsv2i_cuda_linear_many(&to, now.device, y, DSV2I_F32, x_half, &w.device, 0) == cudaSuccess, "launch");
+        expect(dsv2i_cuda_linear_many(&to, now.device, y_half, DSV2I_BF16, x_half, &w.device, 0) == cudaSuccess, "launch");
+        expect(dsv2i_cuda_linear_many(&to, now.device, y_more, DSV2I_F32, x_half, &w.device, 1) == cudaSuccess, "launch");
+        std::vector<float> got = down(y, start.size()), more_of_it = down(y_more, start.size());
+        std::vector<uint16_t> half = down(y_half, start.size());
+        for (size_t i = 0; i < start.size(); i++) {
+            expect(i < size ? half[i] == to_bf16((double)got[i]) : is_unset(half[i]), "max_rows %d: bf16 %04x at %zu", most, half[i], i);
+            expect(more_of_it[i] == (i < size ? start[i] + got[i] : start[i]), "max_rows %d: accumulated %g at %zu", most,
+                   (double)more_of_it[i], i);
+        }
+        if (first.empty())
+            first = got;
+        for (size_t i = 0; i < std::min(size, first.size()); i++)
+            expect(is_unset(first[i]) || !memcmp(&first[i], &got[i], 4), "max_rows %d: other bits at %zu", most, i);
+        close_to(got, std::vector<double>(want.begin(), want.begin() + (long)size), sums(cols));
+    }
+}
+
+/* What is not a number stays in its row or column. */
+void check_nan(const Kind &kind)
+{
+    const int n = 20, rows = 70, cols = 96;
+    Step step(zeros(n), {}, {}, 1, 2);
+    Rows x(n, 3, cols);
+    const Matrix w(kind, rows, cols);
+    dsv2i_cuda_launch to = launch_for(n + 3);
+    std::vector<unsigned char> bytes = down((const unsigned char *)w.device.data, (size_t)(rows * cols) * dsv2i_dtype_size(kind.dtype));
+    uint16_t *x_half = unset<uint16_t>(x.full.size());
+    float *y = unset<float>((size_t)((n + 3) * rows));
+    dsv2i_weight spoilt = w.device;
+
+    x.full[5 * cols + 3] = NAN;
+    x.full[6 * cols + 40] = INFINITY;
+    if (kind.dtype == DSV2I_BF16) {
+        bytes[2 * (33 * cols + 8)] = 0xC0;
+        bytes[2 * (33 * cols + 8) + 1] = 0x7F;
+    } else {
+        bytes[33 * cols + 8] = 0xFF;
+    }
+    spoilt.data = up(bytes);
+    dsv2i_cuda_to_bf16(&to, step.device, x_half, up(x.full), cols);
+    expect(dsv2i_cuda_linear_many(&to, step.device, y, DSV2I_F32, x_half, &spoilt, 0) == cudaSuccess, "launch");
+    std::vector<float> got = down(y, (size_t)(n * rows));
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < rows; r++) {
+            float v = got[(size_t)(i * rows + r)];
+            bool zero = w.value[(size_t)(r * cols + 40)] == 0;
+
+            expect(std::isnan(v) == (i == 5 || r == 33 || (i == 6 && zero)), "row %d, column %d: %g", i, r, (double)v);
+            if (i == 6 && r != 33 && !zero)
+                expect(std::isinf(v), "row %d, column %d: %g", i, r, (double)v);
+        }
+}
+
+/* Experts of n rows: even, or most rows to few. */
+std::vector<int32_t> choose(int n, int top_k, int n_experts, bool even)
+{
+    std::vector<int32_t> idx;
+    for (int i = 0; i < n; i++) {
+        std::vector<int32_t> mine;
+        while ((int)mine.size() < top_k) {
+            float u = uniform(0, 1);
+            int32_t e = (int32_t)((even ? u : u * u * u * u) * (float)n_experts);
+            if (std::find(mine.begin(), mine.end(), e) == mine.end())
+                mine.push_back(e);
+        }
+        idx.insert(idx.end(), mine.begin(), mine.end());
+    }
+    return idx;
+}
+
+void check_permute(int n, int top_k, int n_experts, int tile_rows, bool even, int more = 3)
+{
+    Step step(zeros(n), {}, {}, 1, 2);
+    std::vector<int32_t> idx = choose(n, top_k, n_experts, even), order;
+    dsv2i_cuda_launch to = launch_for(n + more);
+    const size_t entries = (size_t)((n + more) * top_k), tiles = entries / (size_t)tile_rows + std::min((size_t)n_experts, entries);
+    dsv2i_cuda_permutation p = {unset<int32_t>(entries), unset<dsv2i_cuda_tile>(tiles), unset<int32_t>(1)};
+
+    for (int32_t i = 0; i < n * top_k; i++)
+        order.push_back(i);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return idx[(size_t)a] < idx[(size_t)b]; });
+    std::vector<int32_t> given = idx;
+    given.resize(entries, 1 << 30);
+    expect(dsv2i_cuda_moe_permute(&to, step.device, &p, up(given), top_k, n_experts, tile_rows) == cudaSuccess, "launch");
+    std::vector<int32_t> got = down(p.entry, entries);
+    std::vector<dsv2i_cuda_tile> tile = down(p.tile, tiles);
+    size_t used = (size_t)down(p.n_tiles, 1)[0], at = 0;
+    for (size_t i = 0; i < entries; i++)
+        expect(i < order.size() ? got[i] == order[i] : is_unset(got[i]), "entry %zu: %d", i, got[i]);
+    expect(used <= tiles, "%zu tiles", used);
+    for (size_t t = 0; t < used && !case_failed; t++) {
+        size_t end = at + (size_t)tile[t].count;
+        expect(tile[t].first == (int32_t)at && tile[t].count > 0 && tile[t].count <= tile_rows && end <= order.size(), "tile %zu", t);
+        for (size_t i = at; i < end && !case_failed; i++)
+            expect(idx[(size_t)order[i]] == tile[t].expert, "tile %zu: of another expert", t);
+        bool last = end == order.size() || idx[(size_t)order[end]] != tile[t].expert;
+        expect(tile[t].count == tile_rows || last, "tile %zu ends early", t);
+        at = end;
+    }
+    expect(at == order.size(), "tiles of %zu entries", at);
+    for (size_t t = used; t < tiles; t++)
+        expect(is_unset(tile[t]), "wrote past the last tile");
+}
+
+/* n_experts of 0: a dense layer. */
+void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden, int inter, std::vector<int> max_rows, bool even = true)
+{
+    const int greatest = *std::max_element(max_rows.begin(), max_rows.end()), more = std::max(3, greatest - n), held = std::max(n_experts, 1);
+    Rows x(n, more, hidden);
+    std::vector<float> start = normals((size_t)((n + more) * hidden)), weight = normals((size_t)((n + more) * top_k)), first;
+    std::vector<int32_t> idx = choose(n, top_k, held, even);
+    std::vector<std::vector<Matrix>> experts;
+    std::vector<dsv2i_cuda_expert> table;
+    std::vector<double> want;
+    const float *x_device = up(x.full);
+
+    idx.resize((size_t)((n + more) * top_k), 1 << 30);
+    for (int e = 0; e < held; e++) {
+        experts.push_back({Matrix(kind, inter, hidden), Matrix(kind, inter, hidden), Matrix(kind, hidden, inter)});
+        const std::vector<Matrix> &m = experts.back();
+        table.push_back({m[0].device.data, m[1].device.data, m[2].device.data, m[0].device.scale, m[1].device.scale, m[2].device.scale});
+    }
+    const dsv2i_cuda_experts of = {up(table), n_experts, kind.dtype, hidden, inter, {kind.rows, kind.cols}, {kind.rows, kind.cols}};
+    for (int i = 0; i < n; i++) {
+        std::vector<double> y((size_t)hidden);
+        for (int j = 0; j < top_k; j++) {
+            const std::vector<Matrix> &m = experts[n_experts ? (size_t)idx[(size_t)(i * top_k + j)] : 0];
+            std::vector<double> gate = m[0].times(&x.value[(size_t)(i * hidden)]), h = m[1].times(&x.value[(size_t)(i * hidden)]);
+            for (size_t k = 0; k < h.size(); k++)
+                h[k] = rounded(gate[k] / (1 + exp(-gate[k])) * h[k]);
+            std::vector<double> out = m[2].times(h.data());
+            for (size_t k = 0; k < y.size(); k++)
+                y[k] += n_experts ? (double)weight[(size_t)(i * top_k + j)] * rounded(out[k]) : out[k];
+        }
+        for (size_t k = 0; k < y.size(); k++)
+            want.push_back(y[k] + (double)start[(size_t)(i * hidden) + k]);
+    }
+    for (int most : max_rows) {
+        Step now(zeros(std::min(n, most)), {}, {}, 1, 2);
+        const size_t size = (size_t)(now.rows * hidden);
+        dsv2i_cuda_launch to = launch_for(most);
+        uint16_t *x_half = unset<uint16_t>(x.full.size());
+        float *y = up(start), *weight_device = n_experts ? up(weight) : nullptr;
+        int32_t *idx_device = n_experts ? up(idx) : nullptr;
+        unsigned char *scratch = unset<unsigned char>(dsv2i_cuda_experts_many_scratch(most, top_k, &of));
+
+        dsv2i_cuda_to_bf16(&to, now.device, x_half, x_device, hidden);
+        expect(dsv2i_cuda_experts_many(&to, now.device, y, x_half, &of, idx_device, weight_device, top_k, scratch) == cudaSuccess, "launch");
+        std::vector<float> got = down(y, start.size());
+        for (size_t i = size; i < got.size(); i++)
+            expect(got[i] == start[i], "max_rows %d: wrote past the last row", most);
+        if (first.empty())
+            first.assign(got.begin(), got.begin() + (long)size);
+        for (size_t i = 0; i < std::min(size, first.size()); i++)
+            expect(!memcmp(&first[i], &got[i], 4), "max_rows %d: other bits at %zu", most, i);
+        got.resize(size);
+        std::vector<double> mine(want.begin(), want.begin() + (long)size);
+        double square = 0;
+        size_t apart = 0;
+        for (double w : mine)
+            square += w * w / (double)size;
+        for (size_t i = 0; i < size; i++)
+            apart += fabs((double)got[i] - mine[i]) > (sums(hidden) + sums(inter)) * fmax(fabs(mine[i]), sqrt(square));
+        expect(apart <= 2 + size / 20, "max_rows %d: %zu of %zu elements are off", most, apart, size);
+        close_to(got, mine, 0x1p-7);
+    }
+}
+
+}
+
+int main()
+{
+    run("to_bf16", 3, [] {
+        check_to_bf16(3, 2048);
+        check_to_bf16(1, 5);
+    });
+    for (const Kind &kind : {bf16, tensor, row, block, small}) {
+        const std::string of = std::string(", ") + kind.name;
+
+        run("linear_many, a few rows" + of, 2, [=] {
+            check_linear(kind, 5, 40, 512, {5, 8, 30}); /* 16 x 32, 32 x 64 */
+            check_linear(kind, 16, 530, 144, {16, 17, 60}); /* 16 x 64, 64 x 64; a tail of columns and of rows */
+        });
+        run("linear_many, 200 rows" + of, 1, [=] {
+            check_linear(kind, 200, 320, 176, {200, 300, 1, 20, 40, 128}); /* 128 x 128 */
+            check_linear(kind, 200, 320, 176, {200, 64}, 10);               /* 64 x 128 */
+            check_linear(kind, 70, 130, 128, {70}, 8);                      /* 64 x 64 */
+        });
+        run("linear_many, rows that are not aligned" + of, 1, [=] {
+            check_linear(kind, 18, 67, 77, {18, 1});
+            check_linear(kind, 3, 3, kind.dtype == DSV2I_BF16 ? 6 : 40, {3});
+        });
+        run("NaN" + of, 1, [=] { check_nan(kind); });
+    }
+    run("linear_many, 576 x 2048", 1, [] { check_linear(bf16, 2, 576, 2048, {2}); });
+    run("linear_many, 48 x 10944", 1, [] { check_linear(bf16, 1, 48, 10944, {1}); });
+
+    run("moe_permute", 2, [] {
+        for (int tile_rows : {16, 128})
+            for (bool even : {true, false}) {
+                check_permute(1, 6, 64, tile_rows, even);
+                check_permute(37, 6, 160, tile_rows, even);
+                check_permute(300, 6, 64, tile_rows, even, 0);
+                check_permute(5, 3, 5, tile_rows, even);
+            }
+        check_permute(1, 1, 1, 64, true);
+        check_permute(600, 1, 1, 64, true);
+    });
+    run("moe_permute, 4096 rows, 512 experts", 1, [] { check_permute(4096, 8, 512, 16, false); });
+
+    for (const Kind &kind : {bf16, tensor, row, block}) {
+        const std::string of = std::string(", ") + kind.name;
+
+        run("experts_many, 64 experts" + of, 2, [=] { check_experts(kind, 40, 6, 64, 80, 48, {40, 1, 300, 520, 1100}); });
+        run("experts_many, 160 experts" + of, 1, [=] { check_experts(kind, 30, 6, 160, 48, 32, {30, 33}, false); });
+        run("experts_many, two get most rows" + of, 1, [=] { check_experts(kind, 150, 2, 6, 144, 96, {150, 450, 40}, false); });
+        run("experts_many, odd widths" + of, 1, [=] { check_experts(kind, 20, 3, 8, 77, 45, {20, 1}); });
+        run("a dense layer" + of, 1, [=] { check_experts(kind, 135, 1, 0, 80, 208, {135, 10, 33, 70}); });
+    }
+    run("experts_many, widths of V2-Lite", 1, [] {
+        check_experts(bf16, 3, 2, 3, 2048, 48, {3});
+        check_experts(bf16, 3, 2, 3, 64, 1408, {3});
+    });
+    run("a dense layer, odd widths", 1, [] { check_experts(bf16, 18, 1, 0, 21, 35, {18, 1}); });
+    return finish();
+}

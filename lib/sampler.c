@@ -8,6 +8,8 @@
  * Philox block whose counter is (position low, position high, id / 4, 0) and whose key is the seed: so u_i, and the
  * winner, depend on nothing but seed, position, id and logits.
  *
+ * What decides is computed by sampling.h, so that kernels/cuda/sample.cu decides the same.
+ *
  * SPDX-License-Identifier: MIT */
 #include "sampler.h"
 
@@ -18,9 +20,6 @@
 #include "params.h"
 
 static const char NAME[] = "dsv2_sample_params";
-
-#define GREEDY_BELOW 1e-5f
-#define LOWEST_TEMPERATURE 0.01f
 
 /* ---- Parameters */
 
@@ -100,13 +99,9 @@ static void penalize(const struct dsv2i_sample_row *row, const dsv2_sample_param
     for (int32_t i = 0; i < row->pos; i++)
         counts[row->tokens[i]] = (counts[row->tokens[i]] | seen) + (i >= row->n_prompt);
     for (int32_t i = 0; i < row->n_vocab; i++) {
-        uint32_t n = counts[i] & ~seen;
-
-        if (!counts[i])
-            continue;
-        logits[i] = logits[i] > 0 ? logits[i] / p->repetition_penalty : logits[i] * p->repetition_penalty;
-        logits[i] -= p->frequency_penalty * (float)n;
-        logits[i] -= n ? p->presence_penalty : 0;
+        if (counts[i])
+            logits[i] = dsv2i_penalized(logits[i], counts[i] & ~seen, p->repetition_penalty, p->presence_penalty,
+                                        p->frequency_penalty);
     }
 }
 
@@ -124,7 +119,7 @@ dsv2_status dsv2i_sample_edit(const struct dsv2i_sample_row *row, const dsv2_sam
     for (size_t i = 0; i < p->n_logit_bias; i++) {
         dsv2_logit_bias b = bias_at(p, i);
 
-        logits[b.token] += fminf(fmaxf(b.bias, -100), 100);
+        logits[b.token] = dsv2i_biased(logits[b.token], b.bias);
     }
     penalize(row, p, logits, counts);
     if (p->callback && p->callback(p->callback_user, logits, (size_t)row->n_vocab))
@@ -149,29 +144,27 @@ static int32_t best(const float *logits, int32_t n)
     return b;
 }
 
-static uint32_t order_key(float logit)
+static uint64_t mass(const struct dsv2i_candidate *c)
 {
-    uint32_t bits;
+    static const double roots[16] = DSV2I_ROOTS;
 
-    logit += 0.0f; /* -0 becomes 0: they are equal */
-    memcpy(&bits, &logit, sizeof bits);
-    return bits >> 31 ? ~bits : bits | 1u << 31;
+    return dsv2i_mass(c->x, roots);
 }
 
-/* The key at which the candidates, counted from the greatest down, reach target: each counts 1, or exp(x) by mass.
+/* The key at which the candidates, counted from the greatest down, reach target: each counts 1, or its mass.
  * *above gets the sum over those with greater keys. */
-static uint32_t border(const struct dsv2i_candidate *c, int32_t n, double target, int by_mass, double *above)
+static uint32_t border(const struct dsv2i_candidate *c, int32_t n, uint64_t target, int by_mass, uint64_t *above)
 {
     uint32_t prefix = 0, known = 0;
 
     *above = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
-        double bucket[256] = {0};
+        uint64_t bucket[256] = {0};
         uint32_t b = 255;
 
         for (int32_t i = 0; i < n; i++)
             if ((c[i].key & known) == prefix)
-                bucket[c[i].key >> shift & 255] += by_mass ? exp(c[i].x) : 1;
+                bucket[c[i].key >> shift & 255] += by_mass ? mass(&c[i]) : 1;
         for (; b > 0 && *above + bucket[b] < target; b--)
             *above += bucket[b];
         prefix |= b << shift;
@@ -183,13 +176,13 @@ static uint32_t border(const struct dsv2i_candidate *c, int32_t n, double target
 /* The k greatest, and all that equal the last of them. */
 static int32_t keep_top_k(struct dsv2i_candidate *c, int32_t n, int32_t k)
 {
-    double above;
+    uint64_t above;
     int32_t kept = 0;
     uint32_t key;
 
     if (k < 1 || k >= n)
         return n;
-    key = border(c, n, k, 0, &above);
+    key = border(c, n, (uint64_t)k, 0, &above);
     for (int32_t i = 0; i < n; i++)
         if (c[i].key >= key)
             c[kept++] = c[i];
@@ -197,22 +190,23 @@ static int32_t keep_top_k(struct dsv2i_candidate *c, int32_t n, int32_t k)
 }
 
 /* The fewest of the greatest whose mass is at least the share p of all; among equals those of lower id. */
-static int32_t keep_top_p(struct dsv2i_candidate *c, int32_t n, double p)
+static int32_t keep_top_p(struct dsv2i_candidate *c, int32_t n, float p)
 {
-    double sum = 0, above;
+    uint64_t sum = 0, target, above;
     int32_t kept = 0;
     uint32_t key;
 
     if (p >= 1)
         return n;
     for (int32_t i = 0; i < n; i++)
-        sum += exp(c[i].x);
-    key = border(c, n, p * sum, 1, &above);
+        sum += mass(&c[i]);
+    target = dsv2i_mass_share(p, sum);
+    key = border(c, n, target, 1, &above);
     for (int32_t i = 0; i < n; i++) {
-        if (c[i].key < key || (c[i].key == key && above >= p * sum))
+        if (c[i].key < key || (c[i].key == key && above >= target))
             continue;
         if (c[i].key == key)
-            above += exp(c[i].x);
+            above += mass(&c[i]);
         c[kept++] = c[i];
     }
     return kept;
@@ -220,15 +214,15 @@ static int32_t keep_top_p(struct dsv2i_candidate *c, int32_t n, double p)
 
 int32_t dsv2i_sample_keep(const float *logits, int32_t n_vocab, const dsv2_sample_params *p, struct dsv2i_candidate *out)
 {
-    double max = logits[best(logits, n_vocab)], temperature = fmaxf(p->temperature, LOWEST_TEMPERATURE);
-    double lowest = log((double)p->min_p); /* x = ln(p / greatest p); -infinity without min_p */
+    double per_temperature = dsv2i_per_temperature(p->temperature), lowest = dsv2i_lowest(p->min_p);
+    float max = logits[best(logits, n_vocab)];
     int32_t n = 0;
 
     for (int32_t i = 0; i < n_vocab; i++) {
-        double x = (logits[i] - max) / temperature;
+        double x = dsv2i_x(logits[i], max, per_temperature);
 
         if (logits[i] > -INFINITY && x >= lowest)
-            out[n++] = (struct dsv2i_candidate){.id = i, .key = order_key(logits[i]), .x = x};
+            out[n++] = (struct dsv2i_candidate){.id = i, .key = dsv2i_order(logits[i]), .x = x};
     }
     n = keep_top_k(out, n, p->top_k);
     return keep_top_p(out, n, p->top_p);
@@ -236,45 +230,36 @@ int32_t dsv2i_sample_keep(const float *logits, int32_t n_vocab, const dsv2_sampl
 
 /* ---- Draw */
 
-void dsv2i_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])
+static int leading_ones(uint32_t x)
 {
-    uint32_t a = counter[0], b = counter[1], c = counter[2], d = counter[3], k0 = key[0], k1 = key[1];
+    int n = 0;
 
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = (uint64_t)0xD2511F53 * a, p1 = (uint64_t)0xCD9E8D57 * c;
-
-        a = (uint32_t)(p1 >> 32) ^ b ^ k0;
-        b = (uint32_t)p1;
-        c = (uint32_t)(p0 >> 32) ^ d ^ k1;
-        d = (uint32_t)p0;
-        k0 += 0x9E3779B9;
-        k1 += 0xBB67AE85;
-    }
-    out[0] = a;
-    out[1] = b;
-    out[2] = c;
-    out[3] = d;
+    for (; x >> 31; x <<= 1)
+        n++;
+    return n;
 }
 
 int32_t dsv2i_sample_draw(const struct dsv2i_candidate *candidates, int32_t n, uint64_t seed, uint64_t pos)
 {
-    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    const double luckiest = 22.9; /* above -ln(E) for the greatest u: no luck makes up for more */
     uint32_t r[4];
     int32_t winner = candidates[0].id, block = -1;
-    double score = -INFINITY; /* ln(p / E), up to a constant */
+    double score = -INFINITY;
 
     for (int32_t i = 0; i < n; i++) {
         const struct dsv2i_candidate *c = &candidates[i];
+        uint32_t word;
         double mine;
 
-        if (c->x + luckiest < score)
+        if (c->x + DSV2I_LUCKIEST < score)
             continue;
         if (c->id / 4 != block) {
             block = c->id / 4;
-            dsv2i_philox((const uint32_t[4]){(uint32_t)pos, (uint32_t)(pos >> 32), (uint32_t)block, 0}, key, r);
+            dsv2i_random(seed, pos, block, r);
         }
-        mine = c->x - log(-log((r[c->id % 4] + 0.5) * 0x1p-32));
+        word = r[c->id % 4];
+        if (c->x + DSV2I_LUCK(leading_ones(word)) < score)
+            continue;
+        mine = dsv2i_race(c->x, word);
         if (mine > score) {
             score = mine;
             winner = c->id;
@@ -302,7 +287,7 @@ dsv2_status dsv2i_sample_choose(const struct dsv2i_sample_row *row, const dsv2_s
     if (logits[top] == -INFINITY)
         return dsv2i_fail(DSV2_ERR_NUMERIC, "logits: -inf for each of %d tokens: none is left to choose from", row->n_vocab);
     *token = top;
-    if (p->temperature >= GREEDY_BELOW) {
+    if (p->temperature >= DSV2I_GREEDY_BELOW) {
         int32_t n = dsv2i_sample_keep(logits, row->n_vocab, p, candidates);
 
         *token = dsv2i_sample_draw(candidates, n, p->seed, (uint64_t)row->pos);

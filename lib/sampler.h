@@ -3,6 +3,7 @@
 #ifndef DSV2I_SAMPLER_H
 #define DSV2I_SAMPLER_H
 
+#include "sampling.h"
 #include "session.h"
 
 /* What a choice depends on besides the parameters. */
@@ -19,8 +20,8 @@ struct dsv2i_sample_row {
 /* A token that may be drawn. */
 struct dsv2i_candidate {
     int32_t id;
-    uint32_t key;   /* its logit as an unsigned number of the same order */
-    double x;       /* (logit - greatest logit) / temperature */
+    uint32_t key;   /* dsv2i_order of its logit */
+    double x;       /* dsv2i_x of it */
 };
 
 /* Bytes of scratch, aligned to 16, for a row. */
@@ -41,9 +42,6 @@ dsv2_status dsv2i_sample_edit(const struct dsv2i_sample_row *row, const dsv2_sam
 int32_t dsv2i_sample_keep(const float *logits, int32_t n_vocab, const dsv2_sample_params *params,
                           struct dsv2i_candidate *out);
 int32_t dsv2i_sample_draw(const struct dsv2i_candidate *candidates, int32_t n, uint64_t seed, uint64_t pos);
-
-/* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): out = block counter of stream key. */
-void dsv2i_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
 /* The public functions, arguments not NULL, logits present. */
 void dsv2i_sample_params_init(dsv2_sample_params *params, size_t size, const dsv2_model *model);

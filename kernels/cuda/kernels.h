@@ -26,17 +26,12 @@ struct dsv2i_cuda_step {
     float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
 };
 
-/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes; and their
- * scales, NULL unless the type is F8_E4M3. */
-
 /* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes.
  * Of F8_E4M3 each has its scales, as struct dsv2i_weight says; else they are not used. */
 struct dsv2i_cuda_expert {
     const void *gate, *up, *down;
     const float *gate_scale, *up_scale, *down_scale;
 };
-
-/* Elements of a column, and of a row, that share a scale (scale_rows, scale_cols of struct dsv2i_weight); not used by other types. */
 
 /* Elements of a column and of a row of a weight that share a scale; rows of 0: the whole weight does. */
 struct dsv2i_cuda_scales {

@@ -227,6 +227,24 @@ cudaError_t dsv2i_cuda_score(const struct dsv2i_cuda_launch *to, const int32_t *
 cudaError_t dsv2i_cuda_gather_rows(const struct dsv2i_cuda_launch *to, const int32_t *n_rows, void *rows, const struct dsv2i_weight *w,
                                    const int32_t *target);
 
+/* What the host knows of the expanded sequences of a step, F32 caches left out; it may say more than there is. */
+struct dsv2i_cuda_prefill {
+    int32_t seqs, rows; /* how many */
+    int32_t context;    /* sum of their greatest position + 1, each rounded up to a multiple of 128 */
+    int32_t window;     /* positions whose keys and values are there at a time, a multiple of 128; 4,096 are good */
+};
+
+/* Bytes of scratch: window * (1,152 + 512 heads) + 32 max_rows heads; 290 MB for V2 with a window of 4,096 and 4,096 rows. */
+size_t dsv2i_cuda_mla_prefill_scratch(int32_t max_rows, int32_t heads, int32_t window);
+
+/* o (n_rows, heads, 128) of the rows of sequences of the form DSV2I_EXPANDED, but in F32: causal attention of prepared q (n_rows, heads,
+ * 192) over positions 0 .. pos, and the same rounded in o_bf16, if not NULL.  Other rows are not touched.  For latents of 512, rotated
+ * keys of 64, up to 128 heads of 128 + 64 and 128, kv_b in bf16: else cudaErrorInvalidValue.  kv_b->data is device memory; it, o and q
+ * are aligned to 16 bytes.  A launch or more for every window of the context, so not for graphs of steps to come. */
+cudaError_t dsv2i_cuda_mla_prefill(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, uint16_t *o_bf16,
+                                   const float *q, const struct dsv2i_weight *kv_b, int32_t layer, const struct dsv2i_shape *shape,
+                                   const struct dsv2i_cuda_prefill *prefill, void *scratch);
+
 #ifdef __cplusplus
 }
 #endif

@@ -143,6 +143,9 @@ struct dsv2i_ops {
     /* Bytes of one token of one layer in a page. */
     size_t (*kv_token_bytes)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t kv_type);
 
+    /* Rows of memory that activations of n rows need: operations may write so many. */
+    int32_t (*memory_rows)(struct dsv2i_backend *be, int32_t n);
+
     /* Scratch that the operations need inside for steps of up to n_rows rows of a model of this shape.  reserve makes sure of it
      * (it only grows): 0, or -1 when there is no memory and everything is as before. */
     size_t (*scratch_bytes)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, int32_t n_rows);

@@ -19,12 +19,14 @@ struct activations {
     struct dsv2i_score *scores; /* (n) */
 };
 
-/* Lay out activations for n rows in block (NULL: measure only); returns the bytes. */
-static size_t lay_out(struct activations *a, char *block, const dsv2_context *ctx, const struct dsv2i_shape *s, size_t n)
+/* Lay out activations for n_rows rows in block (NULL: measure only); returns the bytes. */
+static size_t lay_out(struct activations *a, char *block, const dsv2_context *ctx, const struct dsv2i_shape *s, int32_t n_rows)
 {
-    size_t used = 0, heads = (size_t)s->num_attention_heads, hidden = (size_t)s->hidden_size, last = (size_t)ctx->backend->logit_rows;
+    struct dsv2i_backend *be = ctx->backend;
+    size_t used = 0, heads = (size_t)s->num_attention_heads, hidden = (size_t)s->hidden_size;
+    size_t n = (size_t)be->op->memory_rows(be, n_rows);
+    size_t last = (size_t)be->op->memory_rows(be, n_rows < be->logit_rows ? n_rows : be->logit_rows);
 
-    last = n < last ? n : last;
 
 #define PLACE(field, count) \
     do { \
@@ -51,7 +53,7 @@ size_t dsv2i_forward_bytes(const dsv2_context *ctx, const struct dsv2i_shape *sh
 {
     struct activations a;
 
-    return lay_out(&a, NULL, ctx, shape, (size_t)n_rows);
+    return lay_out(&a, NULL, ctx, shape, n_rows);
 }
 
 dsv2_status dsv2i_forward_reserve(dsv2_model *m, int32_t n_rows)
@@ -228,7 +230,7 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     b.model = m;
     b.plain = is_plain(be, batch, out);
     dsv2i_context_begin_turn(m->ctx);
-    lay_out(&a, m->ctx->activations, m->ctx, s, (size_t)m->n_rows);
+    lay_out(&a, m->ctx->activations, m->ctx, s, m->n_rows);
     recorded = op->begin(be, s, &b);
     if (recorded) {
         cancelled = poll(user);

@@ -225,6 +225,12 @@ static int op_table_put(struct dsv2i_backend *base, void *to, struct dsv2i_ffn *
     return 0;
 }
 
+static int32_t op_memory_rows(struct dsv2i_backend *base, int32_t n)
+{
+    (void)base;
+    return n;
+}
+
 static size_t op_kv_token_bytes(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t kv_type)
 {
     (void)base;
@@ -251,6 +257,7 @@ static const struct dsv2i_ops ops = {
     .weight_put = op_weight_put,
     .table_bytes = op_table_bytes,
     .table_put = op_table_put,
+    .memory_rows = op_memory_rows,
     .kv_token_bytes = op_kv_token_bytes,
     .scratch_bytes = op_scratch_bytes,
     .reserve = op_reserve,

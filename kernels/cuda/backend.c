@@ -110,11 +110,19 @@ static size_t fetched_bytes(const struct dsv2i_cuda *be, const struct dsv2i_shap
     return logit_rows * (((size_t)shape->vocab_size * sizeof(float) + 63) & ~(size_t)63) + (size_t)n_rows * sizeof(struct dsv2i_score);
 }
 
+/* Enough for any step: plain ones are launched for more rows than they have. */
+static size_t scratch_bytes(const struct dsv2i_cuda *be, const struct dsv2i_shape *shape, int32_t n_rows)
+{
+    int32_t plain = dsv2i_cuda_bucket(n_rows < be->base.logit_rows ? n_rows : be->base.logit_rows);
+
+    return dsv2i_cuda_make_plan(be, shape, n_rows > plain ? n_rows : plain).total;
+}
+
 static size_t op_scratch_bytes(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t n_rows)
 {
     const struct dsv2i_cuda *be = dsv2i_cuda_of(base);
 
-    return dsv2i_cuda_make_plan(be, shape, n_rows).total + fetched_bytes(be, shape, n_rows);
+    return scratch_bytes(be, shape, n_rows) + fetched_bytes(be, shape, n_rows);
 }
 
 static int op_reserve(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t n_rows)
@@ -124,7 +132,7 @@ static int op_reserve(struct dsv2i_backend *base, const struct dsv2i_shape *shap
     const char *scratch = be->scratch.at;
 
     failed = dsv2i_cuda_grow(be, &be->fetched, fetched_bytes(be, shape, n_rows), 1)
-             || dsv2i_cuda_grow(be, &be->scratch, dsv2i_cuda_make_plan(be, shape, n_rows).total, 0);
+             || dsv2i_cuda_grow(be, &be->scratch, scratch_bytes(be, shape, n_rows), 0);
     if (be->scratch.at != scratch)
         dsv2i_cuda_forget(base, NULL); /* graphs use the old block */
     dsv2i_cuda_leave(previous);
@@ -146,7 +154,8 @@ static void op_close(struct dsv2i_backend *base)
 
     if (be->stream)
         cudaStreamSynchronize(be->stream);
-    dsv2i_cuda_forget(base, NULL);
+    dsv2i_cuda_forget(base, NULL); /* graphs go before what they use */
+    dsv2i_cuda_blas_close(be->blas);
     for (int i = 0; i < 2; i++)
         if (be->staged[i])
             cudaEventDestroy(be->staged[i]);
@@ -179,6 +188,7 @@ static const struct dsv2i_ops ops = {
     .weight_put = dsv2i_cuda_weight_put,
     .table_bytes = dsv2i_cuda_table_bytes,
     .table_put = dsv2i_cuda_table_put,
+    .memory_rows = dsv2i_cuda_memory_rows,
     .kv_token_bytes = op_kv_token_bytes,
     .scratch_bytes = op_scratch_bytes,
     .reserve = op_reserve,
@@ -222,6 +232,7 @@ static cudaError_t make_steps(struct dsv2i_cuda *be)
 
 static cudaError_t open_card(struct dsv2i_cuda *be)
 {
+    struct dsv2i_cuda_result r;
     int major = 0, minor = 0;
     void *staging = NULL;
     size_t left = 0, memory = 0;
@@ -248,6 +259,9 @@ static cudaError_t open_card(struct dsv2i_cuda *be)
     if ((e = cudaMemGetInfo(&left, &memory)))
         return e;
     be->base.memory = memory;
+    r = dsv2i_cuda_blas_open(&be->hooks, be->sm, &be->blas);
+    if (r.call)
+        return cudaErrorMemoryAllocation; /* its handle and workspace are what it needs */
     return make_steps(be);
 }
 

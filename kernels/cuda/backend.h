@@ -4,7 +4,7 @@
  *   weights.c   weights into device memory
  *   step.c      a step: what changes goes to the device, operations are recorded as a graph or launched one by one, results come back
  *   ops.c       each operation: which kernels
- *   blas.c      cuBLASLt
+ *   blas.c      products by cuBLASLt
  *
  * Everything goes to one stream, in the order of the calls; the host waits once, in finish.  Other threads may meanwhile copy and
  * allocate, which uses a stream of its own.  The device that the calling thread had set is set again before a call returns.
@@ -16,7 +16,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "kernels.h"
+#include "blas.h"
 
 /* Memory of one kind that only grows. */
 struct dsv2i_cuda_block {
@@ -24,20 +24,25 @@ struct dsv2i_cuda_block {
     size_t bytes;
 };
 
-/* Where things lie in the scratch block, for steps of at most rows rows: in bytes from its beginning. */
+/* Where things lie in the scratch block, in bytes from its beginning. */
 struct dsv2i_cuda_plan {
-    int32_t rows;
     size_t rope;    /* (rows, qk_rope_head_dim) cos and sin */
-    size_t inner;   /* (rows, slots, width) of layers and experts */
-    size_t router;  /* (rows, n_routed_experts) logits */
+    size_t narrow;  /* (rows, widest) activations in bf16 */
+    size_t mla;     /* how the step's contexts are split; of the releases' heads only */
+    size_t shared;  /* of one operation at a time */
     size_t total;
 };
+
+/* What sequences a step has: in the absorbed form, expanded, and of either form with pages of F32. */
+#define DSV2I_CUDA_WINDOW 2048 /* positions whose keys and values are there at a time for expanded sequences */
+enum { DSV2I_CUDA_LATENT = 1, DSV2I_CUDA_EXPANDED = 2, DSV2I_CUDA_F32_PAGES = 4 };
 
 /* A plain step of a model, recorded. */
 struct dsv2i_cuda_graph {
     const void *model; /* NULL: none */
     int32_t rows;      /* at most so many */
-    cudaGraphExec_t exec;
+    int32_t kinds;     /* of sequences, DSV2I_CUDA_* */
+    cudaGraphExec_t exec; /* NULL: the next such step is to be recorded */
 };
 
 /* Of the host's memory that results go to first: from there to where they are wanted, in finish. */
@@ -56,6 +61,7 @@ struct dsv2i_cuda {
     cudaStream_t stream, copies; /* of steps; of everything else */
     int own_stream;
     pthread_mutex_t copying;     /* guards copies and staging */
+    struct dsv2i_cuda_blas *blas;
     char *staging;               /* pinned, two halves of DSV2I_CUDA_STAGING bytes */
     cudaEvent_t staged[2];       /* what was copied from a half has left it */
     atomic_int uploaded;         /* something ever was */
@@ -69,12 +75,15 @@ struct dsv2i_cuda {
 
     /* the step that is under way */
     cudaError_t error;
+    char text[160];              /* of the error */
     int previous_device;
     const struct dsv2i_shape *shape;
     const struct dsv2i_batch *batch;
     struct dsv2i_cuda_plan plan;
     int32_t max_rows, recording;
-    int32_t max_pos;             /* positions are less */
+    int32_t kinds;
+    struct dsv2i_cuda_prefill prefill; /* of the expanded sequences */
+    const float *narrowed;       /* whose bf16 is in scratch */
     struct dsv2i_cuda_graph *replay; /* what submit launches, or NULL */
     struct dsv2i_cuda_fetch *fetches; /* (DSV2I_CUDA_FETCHES) */
     int32_t n_fetches;
@@ -88,8 +97,13 @@ static inline struct dsv2i_cuda *dsv2i_cuda_of(struct dsv2i_backend *be)
     return (struct dsv2i_cuda *)be;
 }
 
-/* Note the first error of the step; nonzero when there has been one. */
+/* Note the first error of the step; nonzero when there has been one.  check_call: of another library, if call is not NULL. */
 int dsv2i_cuda_check(struct dsv2i_cuda *be, cudaError_t error);
+int dsv2i_cuda_check_call(struct dsv2i_cuda *be, const char *call, int code);
+/* Rows that a plain step of n_rows is launched for, so that few graphs serve all. */
+int32_t dsv2i_cuda_bucket(int32_t n_rows);
+/* Rows of memory that n rows of activations need. */
+int32_t dsv2i_cuda_memory_rows(struct dsv2i_backend *be, int32_t n);
 /* Make the card the calling thread's; returns the one that was, for leave. */
 int dsv2i_cuda_enter(struct dsv2i_cuda *be);
 void dsv2i_cuda_leave(int previous);
@@ -108,8 +122,8 @@ int dsv2i_cuda_weight_put(struct dsv2i_backend *be, void *to, struct dsv2i_weigh
 size_t dsv2i_cuda_table_bytes(struct dsv2i_backend *be, int32_t n);
 int dsv2i_cuda_table_put(struct dsv2i_backend *be, void *to, struct dsv2i_ffn *ffn, int32_t n);
 
-/* The scratch of steps of up to n_rows rows. */
-struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const struct dsv2i_shape *shape, int32_t n_rows);
+/* The scratch of launches for up to max_rows rows. */
+struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const struct dsv2i_shape *shape, int32_t max_rows);
 int dsv2i_cuda_begin(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
 void dsv2i_cuda_submit(struct dsv2i_backend *be);
 void dsv2i_cuda_fetch(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);

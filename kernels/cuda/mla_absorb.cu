@@ -257,8 +257,13 @@ static __global__ void mla_value_simple_kernel(const dsv2i_cuda_step *step, floa
     const int head = (int)blockIdx.x, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, row = (int)blockIdx.z * few;
     const int first = ((int)blockIdx.y * few + warp) * 4;
     float *results = (float *)dsv2i_shared(), sum[4][few];
-    const void *uv[4];
+    dsv2i_rows<dtype, 4, 4> uv;
 
+    uv.cols = rank;
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        dsv2i_set_row(uv, r, w, nullptr, {}, head * (nope + v) + nope + first + r, heads * (nope + v));
+    dsv2i_fetch(uv, 0);
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     const int n = min(step->n_rows - row, few);
@@ -273,10 +278,7 @@ static __global__ void mla_value_simple_kernel(const dsv2i_cuda_step *step, floa
             results[warp * rank + 32 * j + lane] = x[j];
     }
     __syncthreads();
-#pragma unroll
-    for (int r = 0; r < 4; r++)
-        uv[r] = dsv2i_row<dtype>(w, head * (nope + v) + nope + first + r, rank);
-    dsv2i_dots<dtype, 8>(sum, uv, results, rank, n, rank, 0, 1);
+    dsv2i_dots(sum, uv, results, rank, n, 0, 1);
 #pragma unroll
     for (int r = 0; r < 4; r++)
 #pragma unroll

@@ -3,19 +3,26 @@
  * and pages from the copied lists.  The first is not: what is done once (loading kernels, planning products) does not go with recording.
  *
  * SPDX-License-Identifier: MIT */
+#include <stdio.h>
 #include <string.h>
 
 #include "backend.h"
 
 int dsv2i_cuda_check(struct dsv2i_cuda *be, cudaError_t error)
 {
-    if (error && !be->error)
-        be->error = error;
+    return dsv2i_cuda_check_call(be, error ? cudaGetErrorString(error) : NULL, error);
+}
+
+int dsv2i_cuda_check_call(struct dsv2i_cuda *be, const char *call, int code)
+{
+    if (call && !be->error) {
+        be->error = cudaErrorLaunchFailure;
+        snprintf(be->text, sizeof be->text, "CUDA: %s (%d)", call, code);
+    }
     return be->error != cudaSuccess;
 }
 
-/* Rows that a plain step is launched for, so that few graphs serve all. */
-static int32_t bucket(int32_t n_rows)
+int32_t dsv2i_cuda_bucket(int32_t n_rows)
 {
     int32_t rows = 1;
 
@@ -38,6 +45,21 @@ static size_t take(size_t *used, size_t count, size_t size)
 
     *used = at + count * size;
     return at;
+}
+
+/* A sequence with so many rows, the last at position end - 1. */
+static void note_kind(struct dsv2i_cuda *be, const struct dsv2i_seq *seq, int32_t rows, int32_t end)
+{
+    if (seq->kv_type == DSV2I_KV_F32) {
+        be->kinds |= DSV2I_CUDA_F32_PAGES;
+    } else if (seq->form == DSV2I_ABSORBED) {
+        be->kinds |= DSV2I_CUDA_LATENT;
+    } else {
+        be->kinds |= DSV2I_CUDA_EXPANDED;
+        be->prefill.seqs++;
+        be->prefill.rows += rows;
+        be->prefill.context += (end + 127) / 128 * 128;
+    }
 }
 
 /* Fill the pinned lists and copy them. */
@@ -85,7 +107,8 @@ static cudaError_t send_lists(struct dsv2i_cuda *be)
     memcpy(from + token, b->token, rows * sizeof(int32_t));
     memcpy(from + pos, b->pos, rows * sizeof(int32_t));
     memcpy(from + seq, b->seq, rows * sizeof(int32_t));
-    be->max_pos = 0;
+    be->kinds = 0;
+    be->prefill = (struct dsv2i_cuda_prefill){.window = DSV2I_CUDA_WINDOW};
     for (int32_t i = 0, n = 0; i < b->n_rows; i++) {
         int32_t q = b->seq[i], count = pages_of(b->pos[i] + 1);
 
@@ -97,8 +120,7 @@ static cudaError_t send_lists(struct dsv2i_cuda *be)
         to_seqs[q].page = (void *const *)(void *)(on_device + tables) + n;
         memcpy(to_table + n, b->seqs[q].page, (size_t)count * sizeof *to_table);
         n += count;
-        if (b->pos[i] >= be->max_pos)
-            be->max_pos = b->pos[i] + 1;
+        note_kind(be, &b->seqs[q], i + 1 - to_first[q], b->pos[i] + 1);
     }
     to_first[b->n_seqs] = b->n_rows;
     e = cudaMemcpyAsync(on_device, from, used, cudaMemcpyHostToDevice, be->stream);
@@ -114,10 +136,10 @@ static void drop_graph(struct dsv2i_cuda_graph *g)
     *g = (struct dsv2i_cuda_graph){0};
 }
 
-static struct dsv2i_cuda_graph *find_graph(struct dsv2i_cuda *be, const void *model, int32_t rows)
+static struct dsv2i_cuda_graph *find_graph(struct dsv2i_cuda *be)
 {
     for (int32_t i = 0; i < DSV2I_CUDA_GRAPHS; i++)
-        if (be->graphs[i].model == model && be->graphs[i].rows == rows)
+        if (be->graphs[i].model == be->batch->model && be->graphs[i].rows == be->max_rows && be->graphs[i].kinds == be->kinds)
             return &be->graphs[i];
     return NULL;
 }
@@ -129,7 +151,7 @@ static void expect_another(struct dsv2i_cuda *be)
 
     be->next_graph = (be->next_graph + 1) % DSV2I_CUDA_GRAPHS;
     drop_graph(g);
-    *g = (struct dsv2i_cuda_graph){.model = be->batch->model, .rows = be->max_rows};
+    *g = (struct dsv2i_cuda_graph){.model = be->batch->model, .rows = be->max_rows, .kinds = be->kinds};
 }
 
 void dsv2i_cuda_forget(struct dsv2i_backend *base, const void *model)
@@ -165,7 +187,7 @@ int dsv2i_cuda_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
     be->error = cudaSuccess;
     be->shape = shape;
     be->batch = batch;
-    be->max_rows = batch->plain ? bucket(batch->n_rows) : batch->n_rows;
+    be->max_rows = batch->plain ? dsv2i_cuda_bucket(batch->n_rows) : batch->n_rows;
     be->plan = dsv2i_cuda_make_plan(be, shape, be->max_rows);
     be->replay = NULL;
     be->n_fetches = 0;
@@ -174,8 +196,8 @@ int dsv2i_cuda_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
         dsv2i_cuda_check(be, cudaStreamWaitEvent(be->stream, be->staged[i], 0));
     if (be->error || dsv2i_cuda_check(be, send_lists(be)))
         return 0;
-    if (batch->plain) {
-        g = find_graph(be, batch->model, be->max_rows);
+    if (batch->plain && !(be->kinds & DSV2I_CUDA_EXPANDED)) { /* what expanded sequences launch depends on their length */
+        g = find_graph(be);
         if (g && g->exec) {
             be->replay = g;
             return 1;
@@ -194,7 +216,7 @@ void dsv2i_cuda_submit(struct dsv2i_backend *base)
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
 
     if (be->recording) {
-        struct dsv2i_cuda_graph *g = find_graph(be, be->batch->model, be->max_rows);
+        struct dsv2i_cuda_graph *g = find_graph(be);
         cudaGraph_t graph = end_capture(be);
 
         if (!be->error && !dsv2i_cuda_check(be, cudaGraphInstantiate(&g->exec, graph, 0)))
@@ -248,7 +270,11 @@ int dsv2i_cuda_finish(struct dsv2i_backend *base)
     deliver(be);
     be->shape = NULL;
     be->batch = NULL;
-    result = dsv2i_cuda_result(be, be->error);
+    result = be->error ? -1 : 0;
+    if (result) {
+        cudaGetLastError(); /* not for the host program to find */
+        atomic_store(&be->failure, be->text);
+    }
     dsv2i_cuda_leave(be->previous_device);
     return result;
 }

@@ -89,7 +89,7 @@ int dsv2i_cuda_table_put(struct dsv2i_backend *base, void *to, struct dsv2i_ffn 
     pthread_mutex_lock(&be->copying);
     for (int32_t i = 0; i < n && !e; i++) {
         const struct dsv2i_ffn *f = &ffn[i];
-        const struct dsv2i_cuda_expert expert = {f->gate.data, f->up.data, f->down.data};
+        const struct dsv2i_cuda_expert expert = {f->gate.data, f->up.data, f->down.data, f->gate.scale, f->up.scale, f->down.scale};
 
         if (!alike(&f->gate, &ffn->gate) || !alike(&f->up, &ffn->gate) || f->down.dtype != ffn->gate.dtype || !alike(&f->down, &ffn->down)) {
             atomic_store(&be->failure, "CUDA runs no layer whose gate, up and down weights differ in type or scales");

@@ -7,6 +7,9 @@
 Uses the nvcc of PATH or of /usr/local/cuda; where there is none, one from PyPI (requirements.txt), installed in FOLDER/nvcc.  Status 77
 when that cannot be had.
 
+Sources of the host are compiled against the toolkit's headers, too, and what tests/emulation calls by the same name is compared with them.
+Not with a toolkit from PyPI: there the headers of cuBLASLt come with the whole library.
+
 SPDX-License-Identifier: MIT
 """
 from __future__ import annotations
@@ -21,6 +24,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+EMULATED = HERE.parent / "emulation" / "include"
 KERNELS = HERE.parents[1] / "kernels" / "cuda"
 # The last also as PTX, for cards to come.
 ARCHITECTURES = {"sm_80": "-gencode=arch=compute_80,code=sm_80", "sm_89": "-gencode=arch=compute_89,code=sm_89",
@@ -70,6 +74,26 @@ def build(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[str
     return lines
 
 
+def compile_c(source: Path, include: Path, folder: Path) -> None:
+    """Raises ValueError with what is wrong."""
+    command = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}", f"-isystem{include}", "-c", source,
+               "-o", folder / f"{source.stem}.host.o"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise ValueError(done.stdout)
+
+
+def same_values(folder: Path) -> Path:
+    """A source that holds when the emulation's constants are those of the real headers."""
+    source = folder / "same_values.c"
+    lines = ["#include <cublasLt.h>"]
+    for header in ["cublasLt.h", "cuda_runtime_api.h"]:
+        for name, value in re.findall(r"\b((?:CUBLAS|CUDA_R|cuda)\w+) = (\d+)", (EMULATED / header).read_text()):
+            lines.append(f'_Static_assert({name} == {value}, "{name}");')
+    source.write_text("\n".join(lines) + "\n")
+    return source
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -89,6 +113,19 @@ def main() -> int:
                 print(f"not ok {count} - {source.name} for {architecture}\n{wrong}", flush=True)
                 continue
             print(f"ok {count} - {source.name} for {architecture}", *(f"#   {line}" for line in lines), sep="\n", flush=True)
+    include = nvcc.resolve().parents[1] / "include"
+    for source in [*sorted(KERNELS.glob("*.c")), same_values(args.folder)]:
+        count += 1
+        if not (include / "cublasLt.h").exists():
+            print(f"ok {count} - {source.name} for the host # SKIP the toolkit has no cuBLASLt", flush=True)
+            continue
+        try:
+            compile_c(source, include, args.folder)
+        except ValueError as wrong:
+            failed += 1
+            print(f"not ok {count} - {source.name} for the host\n{wrong}", flush=True)
+            continue
+        print(f"ok {count} - {source.name} for the host", flush=True)
     return 1 if failed or not count else 0
 
 

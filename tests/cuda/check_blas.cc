@@ -127,9 +127,8 @@ std::vector<float> down_as(const void *y, int y_dtype, size_t n)
 
 /* ---- products ------------------------------------------------------------------------------------------------------------------- */
 
-void check_product(int dtype, int m, int n, int k, int y_dtype, bool accumulate)
+void check_product(Blas &blas, int dtype, int m, int n, int k, int y_dtype, bool accumulate)
 {
-    Blas blas;
     const Numbers x(dtype, (size_t)(m * k)), w(dtype, (size_t)(n * k)), start(y_dtype, (size_t)(m * n), 3);
     std::vector<double> want((size_t)(m * n));
     const dsv2i_cuda_product p = product(dtype, m, n, k, y_dtype);
@@ -277,9 +276,8 @@ void check_narrow(int dtype, int rows, int dim)
 }
 
 /* x quantized on the device, in a step of rows rows of m; w scaled as checkpoints do. */
-void check_fp8(int scaling, int m, int rows, int n, int k, int y_dtype, bool accumulate)
+void check_fp8(Blas &blas, int scaling, int m, int rows, int n, int k, int y_dtype, bool accumulate)
 {
-    Blas blas;
     Step step(zeros(rows), {}, {}, 1, 2);
     dsv2i_cuda_launch to = launch_for(m);
     const std::vector<float> x = normals((size_t)(m * k));
@@ -390,21 +388,24 @@ void check_plans()
 {
     Blas blas;
     const long before = emu::blas_queries();
-    dsv2i_cuda_product p = product(DSV2I_BF16, 4, 16, 32), same = p, wider = p;
+    dsv2i_cuda_product p = product(DSV2I_BF16, 4, 16, 32), same = p, two = p, apart;
     same.batch = 1;
     same.ldx = same.ldw = 32;
     same.ldy = 16;
-    wider.ldy = 20;
+    two.batch = 2;
+    two.y_stride = 2000;
+    apart = two;
+    apart.y_stride = 3000;
 
     for (int round = 0; round < 3; round++)
         for (int m = 1; m <= 90; m++) /* more than there are buckets */
-            for (const dsv2i_cuda_product &q : {p, same, wider}) {
+            for (const dsv2i_cuda_product &q : {p, same, two, apart}) {
                 dsv2i_cuda_product r = q;
                 r.m = m;
                 Blas::ok(dsv2i_cuda_blas_prepare(blas.to, &r));
             }
-    expect(emu::blas_queries() - before == 2 * 90, "%ld questions for 180 products", emu::blas_queries() - before);
-    expect(heap.size() == 181, "%zu allocations", heap.size());
+    expect(emu::blas_queries() - before == 3 * 90, "%ld questions for 270 products", emu::blas_queries() - before);
+    expect(heap.size() == 271, "%zu allocations", heap.size());
 }
 
 /* What the card is said to take, the library takes; what it is said not to take is refused without a plan. */
@@ -419,8 +420,9 @@ void check_takes(int major, int minor)
         auto draw = [](int from, int to) { return (int)uniform((float)from, (float)to + 0.999f); };
         dsv2i_cuda_product p = product(draw(0, 5), draw(0, 5) * draw(1, 4), draw(0, 5) * draw(1, 4), draw(0, 2) * draw(1, 16) * draw(1, 4),
                                        draw(1, 3), draw(0, 3));
-        if (!draw(0, 3))
-            p.ldx = p.k + draw(-1, 16), p.ldw = p.k + draw(-1, 16), p.ldy = p.n + draw(-1, 16);
+        for (int64_t *ld : {&p.ldx, &p.ldw, &p.ldy})
+            if (!draw(0, 3))
+                *ld = (ld == &p.ldy ? p.n : p.k) + draw(-1, 16);
         if (!draw(0, 3))
             p.batch = draw(-1, 3), p.columns = draw(0, 1), p.y_stride = draw(0, 3) * p.n;
         size_t plans = heap.size();
@@ -543,16 +545,21 @@ int main()
 
     for (int dtype : {DSV2I_F32, DSV2I_BF16, DSV2I_F16})
         run(std::string("products of ") + type[dtype], 2, [=] {
+            Blas blas;
             for (int m : {1, 2, 3, 5, 64})
-                check_product(dtype, m, 37, 96, DSV2I_F32, m == 2);
-            check_product(dtype, 7, 5, 77, DSV2I_F32, false); /* no row of w begins at 16 bytes */
-            check_product(dtype, 4, 24, 1536, DSV2I_F32, true);
+                check_product(blas, dtype, m, 37, 96, DSV2I_F32, m == 2);
+            check_product(blas, dtype, 7, 5, 77, DSV2I_F32, false); /* no row of w begins at 16 bytes */
+            check_product(blas, dtype, 4, 24, 1536, DSV2I_F32, true);
         });
     run("products of bf16, as bf16", 2, [] {
-        check_product(DSV2I_BF16, 5, 40, 512, DSV2I_BF16, false);
-        check_product(DSV2I_BF16, 33, 9, 64, DSV2I_BF16, true);
+        Blas blas;
+        check_product(blas, DSV2I_BF16, 5, 40, 512, DSV2I_BF16, false);
+        check_product(blas, DSV2I_BF16, 33, 9, 64, DSV2I_BF16, true);
     });
-    run("a product 576 x 5120", 1, [] { check_product(DSV2I_BF16, 3, 576, 5120, DSV2I_F32, false); });
+    run("a product 576 x 5120", 1, [] {
+        Blas blas;
+        check_product(blas, DSV2I_BF16, 3, 576, 5120, DSV2I_F32, false);
+    });
     run("heads", 2, [] {
         check_heads(5, 3, 128, 64, 512, 128);
         check_heads(2, 16, 16, 8, 24, 16);
@@ -575,10 +582,11 @@ int main()
         if (card() < 89 || (card() != 90 && scaling != DSV2I_CUDA_SCALE_ALL))
             continue;
         run("products of fp8, scales " + how, 2, [=] {
-            check_fp8(scaling, 8, 5, 144, 400, DSV2I_F32, false); /* 4 blocks, the last of 16 */
-            check_fp8(scaling, 4, 4, 16, 1408, DSV2I_F32, true);  /* 11 blocks in rows of 12 */
-            check_fp8(scaling, 12, 9, 264, 144, DSV2I_BF16, false);
-            check_fp8(scaling, 4, 1, 24, 5120, DSV2I_F32, false);
+            Blas blas;
+            check_fp8(blas, scaling, 8, 5, 144, 400, DSV2I_F32, false); /* 4 blocks, the last of 16 */
+            check_fp8(blas, scaling, 4, 4, 16, 1408, DSV2I_F32, true);  /* 11 blocks in rows of 12 */
+            check_fp8(blas, scaling, 12, 9, 264, 144, DSV2I_BF16, false);
+            check_fp8(blas, scaling, 4, 1, 24, 5120, DSV2I_F32, false);
         });
         run("a graph of fp8, scales " + how, 3, [=] { check_graph(scaling); });
     }

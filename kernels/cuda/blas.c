@@ -265,7 +265,7 @@ struct dsv2i_cuda_result dsv2i_cuda_blas_open(const struct dsv2i_hooks *hooks, i
     memset(blas, 0, sizeof *blas);
     blas->hooks = *hooks;
     blas->sm = sm;
-    blas->workspace_bytes = (uint64_t)(sm == 90 || sm == 100 ? 32 : sm == 120 ? 12 : 4) << 20; /* as the library's manual has it */
+    blas->workspace_bytes = (uint64_t)(sm >= 120 ? 12 : sm >= 90 ? 32 : 4) << 20; /* as the library's manual has it */
     r = fill(blas);
     if (r.call) {
         dsv2i_cuda_blas_close(blas);

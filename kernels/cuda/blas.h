@@ -65,8 +65,9 @@ void dsv2i_cuda_blas_close(struct dsv2i_cuda_blas *blas);
 /* Plan it, unless it is. */
 struct dsv2i_cuda_result dsv2i_cuda_blas_prepare(struct dsv2i_cuda_blas *blas, const struct dsv2i_cuda_product *product);
 
-/* Launch it on the stream; += with accumulate.  Plans it first if need be, which nobody wants while a stream is captured.  All pointers are
- * device memory, aligned to 16 bytes; the scales are NULL but for F8_E4M3. */
+/* Launch it on the stream; += with accumulate.  Plans it first if need be, which nobody wants while a stream is captured; nor a product's
+ * first run, which may load the library's kernel.  All pointers are device memory, aligned to 16 bytes; the scales are NULL but for
+ * F8_E4M3. */
 struct dsv2i_cuda_result dsv2i_cuda_blas_run(struct dsv2i_cuda_blas *blas, const struct dsv2i_cuda_product *product, cudaStream_t stream,
                                              void *y, const void *x, const void *w, const float *x_scale, const float *w_scale,
                                              int32_t accumulate);

@@ -219,7 +219,7 @@ void check_quantize(int scaling, int rows, int dim)
             case 3: v = 0; break;
             case 4: v *= 1e-40f; break;
             case 5: v = c == dim - 3 ? -FLT_MAX : v; break;
-            case 6: v = c % 16 == 5 ? 448.0f : (float)(c % 128) + 0.5f; break; /* half between many codes, where the scale is 1 */
+            case 6: v = 61 * (c % 16 == 5 ? 448.0f : (float)(c / 4 % 128)); break; /* halves between codes, which 1 / scale would miss */
             }
         }
     uint8_t *y = unset<uint8_t>(x.size());
@@ -492,6 +492,7 @@ void check_lost()
 
     Blas::ok(dsv2i_cuda_blas_open(&hooks, card(), &blas));
     Blas::ok(dsv2i_cuda_blas_prepare(blas, &p));
+    Blas::ok(dsv2i_cuda_blas_run(blas, &p, stream, (char *)memory + 16, (char *)memory + 1040, (char *)memory + 2064, nullptr, nullptr, 0));
     dsv2i_cuda_result r = dsv2i_cuda_blas_run(blas, &p, stream, (char *)memory + 2, (char *)memory + 1024, (char *)memory + 2048, nullptr,
                                               nullptr, 0);
     expect(r.call && !strcmp(r.call, "cublasLtMatmul") && r.code, "not aligned, and not refused");

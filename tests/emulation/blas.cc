@@ -207,7 +207,7 @@ static Algo choose(const Problem &p, uint64_t workspace, const uint32_t *alignme
     if (algo.workspace > workspace)
         algo.parts = 1, algo.workspace = 0;
     for (int i = 0; i < 4; i++)
-        algo.alignment[i] = std::min(alignment[i], 16u); /* what its loads need */
+        algo.alignment[i] = alignment[i]; /* it may rely on all that was promised */
     return algo;
 }
 

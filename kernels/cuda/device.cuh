@@ -68,23 +68,24 @@ __device__ __forceinline__ float dsv2i_reciprocal(float x)
     return d;
 }
 
-/* 16, 8 or 4 bytes of global memory, aligned, that no one writes during the launch and this one does not read again. */
+/* 16, 8 or 4 bytes of global memory, aligned, that no one writes during the launch and this one does not read again.  Not ld.global.nc:
+ * ptxas moves that behind a griddepcontrol.wait that follows. */
 __device__ __forceinline__ uint4 dsv2i_load_once(const void *from)
 {
     uint4 d;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w) : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w) : "l"(from));
     return d;
 }
 __device__ __forceinline__ uint2 dsv2i_load_once_8(const void *from)
 {
     uint2 d;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(d.x), "=r"(d.y) : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(d.x), "=r"(d.y) : "l"(from));
     return d;
 }
 __device__ __forceinline__ uint32_t dsv2i_load_once_4(const void *from)
 {
     uint32_t d;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(d) : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(d) : "l"(from));
     return d;
 }
 

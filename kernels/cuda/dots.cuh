@@ -16,58 +16,62 @@
 #include "load.cuh"
 #include "warp.cuh"
 
-/* held rows of a weight, and the next piece of them.  width: columns of a lane at a time, 4 (rows are aligned to that many elements) or 1. */
+/* held rows of a weight.  width: columns of a lane at a time, 4 (rows are aligned to that many elements) or 1. */
 template <int dtype_, int width_, int held_> struct dsv2i_rows {
     static constexpr int dtype = dtype_, width = width_, held = held_;
     static constexpr int size = dtype == DSV2I_F32 ? 4 : dtype == DSV2I_F8_E4M3 ? 1 : 2; /* of an element */
     static constexpr int words = width == 1 ? 1 : size, units = width == 1 ? 1 : 4 / size; /* of a unit: width elements; of a piece */
-    static constexpr int piece = 32 * width * units; /* columns */
-    const char *row[held];
-    const float *scale[held]; /* of the row's first column; F8_E4M3 only */
+    static constexpr int unit_cols = 32 * width, piece_cols = units * unit_cols; /* of a warp */
+    struct piece {
+        uint32_t unit[held][units][words];
+    };
+    const char *row[held];    /* from the lane's first column on */
+    const float *scale[held]; /* of the row; F8_E4M3 only */
     uint32_t per_scale;       /* for dsv2i_scale_of */
     int cols;
-    uint32_t next[held][units][words];
 };
 
-/* What lies past the last column stays as it is. */
-template <class R> __device__ __forceinline__ void dsv2i_fetch(R &w, int col)
-{
-#pragma unroll
-    for (int u = 0; u < R::units; u++) {
-        const int c = col + (u * 32 + (int)threadIdx.x % 32) * R::width;
-
-#pragma unroll
-        for (int r = 0; r < R::held; r++) {
-            const char *from = w.row[r] + (size_t)c * R::size;
-            uint32_t *to = w.next[r][u];
-
-            if (c >= w.cols)
-                continue;
-            if constexpr (R::width == 1) {
-                to[0] = R::size == 4 ? *(const uint32_t *)from : R::size == 2 ? *(const uint16_t *)from : *(const uint8_t *)from;
-            } else if constexpr (R::size == 4) {
-                uint4 v = dsv2i_load_once(from);
-                to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-            } else if constexpr (R::size == 2) {
-                uint2 v = dsv2i_load_once_8(from);
-                to[0] = v.x, to[1] = v.y;
-            } else {
-                to[0] = dsv2i_load_once_4(from);
-            }
-        }
-    }
-}
-
-/* Row at of a weight (rows, w.cols) becomes row r of w, and past the last row that one. */
+/* Row at of a weight (rows, w.cols), or past the last row that one, becomes row r of w. */
 template <class R>
 __device__ __forceinline__ void dsv2i_set_row(R &w, int r, const void *data, const float *scale, dsv2i_cuda_scales scales, int at, int rows)
 {
     at = at < rows ? at : rows - 1;
-    w.row[r] = (const char *)data + (size_t)at * (size_t)w.cols * R::size;
+    w.row[r] = (const char *)data + ((size_t)at * (size_t)w.cols + threadIdx.x % 32 * R::width) * R::size;
     if constexpr (R::dtype == DSV2I_F8_E4M3) {
         w.scale[r] = scale + (size_t)(at / scales.rows) * (size_t)((w.cols - 1) / scales.cols + 1);
         w.per_scale = dsv2i_per_scale(scales.cols, w.cols);
     }
+}
+
+/* The lane's part of the piece whose first column is col; what lies past the last column is not set. */
+template <class R> __device__ __forceinline__ typename R::piece dsv2i_fetch(const R &w, int col)
+{
+    typename R::piece to;
+
+#pragma unroll
+    for (int r = 0; r < R::held; r++) {
+        const char *from = w.row[r] + (size_t)col * R::size;
+
+#pragma unroll
+        for (int u = 0; u < R::units; u++, from += R::unit_cols * R::size) {
+            uint32_t(&unit)[R::words] = to.unit[r][u];
+
+            if (col + u * R::unit_cols + (int)threadIdx.x % 32 * R::width >= w.cols)
+                continue;
+            if constexpr (R::width == 1) {
+                unit[0] = R::size == 4 ? *(const uint32_t *)from : R::size == 2 ? *(const uint16_t *)from : *(const uint8_t *)from;
+            } else if constexpr (R::size == 4) {
+                uint4 v = dsv2i_load_once(from);
+                unit[0] = v.x, unit[1] = v.y, unit[2] = v.z, unit[3] = v.w;
+            } else if constexpr (R::size == 2) {
+                uint2 v = dsv2i_load_once_8(from);
+                unit[0] = v.x, unit[1] = v.y;
+            } else {
+                unit[0] = dsv2i_load_once_4(from);
+            }
+        }
+    }
+    return to;
 }
 
 /* Element i of a unit. */
@@ -81,23 +85,23 @@ template <int dtype> __device__ __forceinline__ float dsv2i_element(const uint32
     return i % 2 ? two.y : two.x;
 }
 
-/* sum[r][i] = w.row[r] . x[i], in all lanes, for the n <= rows rows of x, ldx apart; the warp takes every parts-th piece, from part on, which
- * has been fetched. */
+/* sum[r][i] = row r of w . x[i], in all lanes, for the n <= rows rows of x, ldx apart.  The warp takes every parts-th piece, from part on,
+ * which is now. */
 template <class R, int rows>
-__device__ __forceinline__ void dsv2i_dots(float (&sum)[R::held][rows], R &w, const float *x, int ldx, int n, int part, int parts)
+__device__ __forceinline__ void dsv2i_dots(float (&sum)[R::held][rows], const R &w, typename R::piece now, const float *x, int ldx, int n,
+                                           int part, int parts)
 {
 #pragma unroll
     for (int r = 0; r < R::held; r++)
 #pragma unroll
         for (int i = 0; i < rows; i++)
             sum[r][i] = 0;
-    for (int col = part * R::piece; col < w.cols; col += parts * R::piece) {
-        const R now = w;
+    for (int col = part * R::piece_cols; col < w.cols; col += parts * R::piece_cols) {
+        const typename R::piece next = dsv2i_fetch(w, col + parts * R::piece_cols);
 
-        dsv2i_fetch(w, col + parts * R::piece);
 #pragma unroll
         for (int u = 0; u < R::units; u++) {
-            const int c = col + (u * 32 + (int)threadIdx.x % 32) * R::width;
+            const int c = col + u * R::unit_cols + (int)threadIdx.x % 32 * R::width;
             float a[R::held][R::width];
 
             if (c >= w.cols)
@@ -106,7 +110,7 @@ __device__ __forceinline__ void dsv2i_dots(float (&sum)[R::held][rows], R &w, co
             for (int r = 0; r < R::held; r++)
 #pragma unroll
                 for (int k = 0; k < R::width; k++) {
-                    a[r][k] = dsv2i_element<R::dtype>(now.next[r][u], k);
+                    a[r][k] = dsv2i_element<R::dtype>(now.unit[r][u], k);
                     if constexpr (R::dtype == DSV2I_F8_E4M3)
                         a[r][k] = __fmul_rn(a[r][k], w.scale[r][dsv2i_scale_of(c, w.per_scale)]);
                 }
@@ -129,6 +133,7 @@ __device__ __forceinline__ void dsv2i_dots(float (&sum)[R::held][rows], R &w, co
                             sum[r][i] = fmaf(a[r][k], b[k], sum[r][i]);
                 }
         }
+        now = next;
     }
 #pragma unroll
     for (int r = 0; r < R::held; r++)

@@ -22,19 +22,24 @@ static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const fl
     float sum[held][1];
     dsv2i_rows<dtype, width, held> w;
 
+    if (idx) { /* else the weights are known before the launch in front has ended */
+        dsv2i_wait_dependency();
+        if (row >= step->n_rows)
+            return;
+        experts += idx[slot];
+    }
+    w.cols = hidden;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        dsv2i_set_row(w, r, experts->gate, experts->gate_scale, scales, first + r, inter);
+        dsv2i_set_row(w, 2 + r, experts->up, experts->up_scale, scales, first + r, inter);
+    }
+    const auto piece = dsv2i_fetch(w, 0);
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     if (row >= step->n_rows || first >= inter)
         return;
-    const dsv2i_cuda_expert e = experts[idx ? idx[slot] : 0];
-    w.cols = hidden;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        dsv2i_set_row(w, r, e.gate, e.gate_scale, scales, first + r, inter);
-        dsv2i_set_row(w, 2 + r, e.up, e.up_scale, scales, first + r, inter);
-    }
-    dsv2i_fetch(w, 0);
-    dsv2i_dots(sum, w, x + (size_t)row * (size_t)hidden, hidden, 1, 0, 1);
+    dsv2i_dots(sum, w, piece, x + (size_t)row * (size_t)hidden, hidden, 1, 0, 1);
     if (lane < 2 && first + lane < inter) {
         float gate = lane ? sum[1][0] : sum[0][0], up = lane ? sum[3][0] : sum[2][0];
 
@@ -42,7 +47,13 @@ static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const fl
     }
 }
 
-/* share: warps that share the columns of a slot. */
+/* As the first-level cache may not have it yet. */
+static __device__ __forceinline__ int newest(const int32_t *at) { return *(const volatile int32_t *)at; }
+
+/* share: warps that share the columns of a slot.
+ *
+ * All blocks of up_kernel have waited for what was in front of it before this begins, so that n_rows and idx can be read at once, and the
+ * first weights be asked for; only h and y are waited for. */
 template <int dtype, int width>
 static __global__ void down_kernel(const dsv2i_cuda_step *step, float *y, const float *h, const dsv2i_cuda_expert *experts, const int *idx,
                                    const float *weight, int top_k, int share, int hidden, int inter, dsv2i_cuda_scales scales)
@@ -50,13 +61,13 @@ static __global__ void down_kernel(const dsv2i_cuda_step *step, float *y, const 
     const int row = (int)blockIdx.y, first = (int)blockIdx.x * held, lane = (int)threadIdx.x % 32;
     float *parts = (float *)dsv2i_shared(); /* (top_k, share, held) */
 
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    if (row >= step->n_rows)
+    if (row >= newest(&step->n_rows)) {
+        dsv2i_wait_dependency();
         return;
+    }
     for (int u = (int)threadIdx.x / 32; u < top_k * share; u += (int)blockDim.x / 32) {
         const int slot = row * top_k + u / share;
-        const dsv2i_cuda_expert e = experts[idx ? idx[slot] : 0];
+        const dsv2i_cuda_expert e = experts[idx ? newest(&idx[slot]) : 0];
         dsv2i_rows<dtype, width, held> w;
         float sum[held][1];
 
@@ -64,8 +75,10 @@ static __global__ void down_kernel(const dsv2i_cuda_step *step, float *y, const 
 #pragma unroll
         for (int r = 0; r < held; r++)
             dsv2i_set_row(w, r, e.down, e.down_scale, scales, first + r, hidden);
-        dsv2i_fetch(w, u % share * w.piece);
-        dsv2i_dots(sum, w, h + (size_t)slot * (size_t)inter, inter, 1, u % share, share);
+        const auto piece = dsv2i_fetch(w, u % share * w.piece_cols);
+        dsv2i_wait_dependency();
+        dsv2i_launch_dependents();
+        dsv2i_dots(sum, w, piece, h + (size_t)slot * (size_t)inter, inter, 1, u % share, share);
         if (lane == 0)
 #pragma unroll
             for (int r = 0; r < held; r++)
@@ -91,7 +104,7 @@ static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *st
                           const dsv2i_cuda_expert *experts, const int32_t *idx, const float *weight, int top_k, int hidden, int inter,
                           dsv2i_cuda_scales gate_up, dsv2i_cuda_scales down)
 {
-    const int pieces = (inter - 1) / dsv2i_rows<dtype, width, held>::piece + 1, room = top_k < down_warps ? down_warps / top_k : 1;
+    const int pieces = (inter - 1) / dsv2i_rows<dtype, width, held>::piece_cols + 1, room = top_k < down_warps ? down_warps / top_k : 1;
     const int share = pieces < room ? pieces : room, units = top_k * share;
     const dim3 up_grid((unsigned)(inter + 2 * up_warps - 1) / (2 * up_warps), (unsigned)(to->max_rows * top_k));
     const dim3 down_grid((unsigned)(hidden + held - 1) / held, (unsigned)to->max_rows);

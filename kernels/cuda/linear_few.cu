@@ -12,13 +12,13 @@
 
 static const int warps = 8, held = 4, most_rows = 8; /* of a block; weight rows of a warp; rows of x */
 
-/* share: warps that share the columns of the same weight rows; rows: of x, at most; width: as of dsv2i_rows. */
+/* 2^split warps share the columns of the same weight rows; rows: of x, at most; width: as of dsv2i_rows. */
 template <int dtype, int rows, int width>
 static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const void *data, const float *scale,
-                                         dsv2i_cuda_scales scales, int w_rows, int cols, int share, int accumulate)
+                                         dsv2i_cuda_scales scales, int w_rows, int cols, int split, int accumulate)
 {
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, group = warp / share, part = warp % share;
-    const int first = ((int)blockIdx.x * (warps / share) + group) * held, row = (int)blockIdx.y * most_rows;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, share = 1 << split, groups = warps >> split;
+    const int first = (int)blockIdx.x * groups * held, row = (int)blockIdx.y * most_rows, part = warp & (share - 1);
     float sum[held][rows], *parts = (float *)dsv2i_shared();
     dsv2i_rows<dtype, width, held> w;
     int n;
@@ -26,14 +26,14 @@ static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, 
     w.cols = cols;
 #pragma unroll
     for (int r = 0; r < held; r++)
-        dsv2i_set_row(w, r, data, scale, scales, first + r, w_rows);
-    dsv2i_fetch(w, part * w.piece);
+        dsv2i_set_row(w, r, data, scale, scales, first + (warp >> split) * held + r, w_rows);
+    const auto piece = dsv2i_fetch(w, part * w.piece_cols);
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     n = step->n_rows - row;
     if (n <= 0)
         return;
-    dsv2i_dots(sum, w, x + (size_t)row * (size_t)cols, cols, n, part, share);
+    dsv2i_dots(sum, w, piece, x + (size_t)row * (size_t)cols, cols, n, part, share);
 #pragma unroll
     for (int r = 0; r < held; r++)
 #pragma unroll
@@ -41,17 +41,15 @@ static __global__ void linear_few_kernel(const dsv2i_cuda_step *step, float *y, 
             if (lane == 0)
                 parts[(warp * held + r) * rows + i] = sum[r][i];
     __syncthreads();
-    for (int i = (int)threadIdx.x; i < warps / share * held * rows; i += (int)blockDim.x) {
-        int g = i / (held * rows), r = i / rows % held, at = i % rows, out = ((int)blockIdx.x * (warps / share) + g) * held + r;
-        float s = 0;
-
-        if (out >= w_rows || at >= n)
-            continue;
-        for (int p = 0; p < share; p++)
-            s += parts[((g * share + p) * held + r) * rows + at];
-        float *to = y + (size_t)(row + at) * (size_t)w_rows + out;
-        *to = accumulate ? *to + s : s;
-    }
+    static_assert(held * rows <= 32, "a thread adds up an element of y");
+    const int g = (int)threadIdx.x / (held * rows), r = (int)threadIdx.x / rows % held, at = (int)threadIdx.x % rows;
+    const int out = first + g * held + r;
+    if (g >= groups || out >= w_rows || at >= n)
+        return;
+    float s = 0, *to = y + (size_t)(row + at) * (size_t)w_rows + out;
+    for (int p = 0; p < share; p++)
+        s += parts[((g * share + p) * held + r) * rows + at];
+    *to = accumulate ? *to + s : s;
 }
 
 template <int dtype, int rows, int width>
@@ -60,13 +58,13 @@ static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *st
 {
     const int groups = (w->rows + held - 1) / held;
     const dsv2i_cuda_scales scales = {w->scale_rows, w->scale_cols};
-    int share = 1;
+    int split = 0;
 
-    while (share < warps && groups * share < 2048 && share * dsv2i_rows<dtype, width, held>::piece < w->cols)
-        share *= 2;
-    dim3 grid((unsigned)(groups + warps / share - 1) / (unsigned)(warps / share), (unsigned)(to->max_rows + most_rows - 1) / most_rows);
+    while (1 << split < warps && groups << split < 2048 && dsv2i_rows<dtype, width, held>::piece_cols << split < w->cols)
+        split++;
+    dim3 grid((unsigned)(groups + (warps >> split) - 1) / (unsigned)(warps >> split), (unsigned)(to->max_rows + most_rows - 1) / most_rows);
     return dsv2i_launch(to, linear_few_kernel<dtype, rows, width>, grid, 32 * warps, sizeof(float) * warps * held * rows, step, y, x,
-                        w->data, w->scale, scales, w->rows, w->cols, share, accumulate);
+                        w->data, w->scale, scales, w->rows, w->cols, split, accumulate);
 }
 
 template <int dtype, int width>

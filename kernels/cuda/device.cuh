@@ -47,6 +47,13 @@ __device__ __forceinline__ void dsv2i_named_arrive(int barrier, int threads)
     asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+/* x, but the compiler does not know: what is made of it is made anew, not kept in registers from before a loop. */
+__device__ __forceinline__ int dsv2i_anew(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 __device__ __forceinline__ unsigned dsv2i_lane()
 {
     unsigned lane;

@@ -186,37 +186,44 @@ cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct
 
 /* ---- attention ------------------------------------------------------------------------------------------------------------------------ */
 
-/* Unit u (16 bytes) of row r of Q or a tile of keys: 8 rows of the same unit lie in different banks. */
-static __device__ __forceinline__ unsigned char *unit(unsigned char *rows, int r, int u)
+/* Unit 8 line + u (16 bytes), u < 8, of row r of Q or a tile of keys: 8 rows of the same unit lie in different banks. */
+static __device__ __forceinline__ unsigned char *unit(unsigned char *rows, int r, int line, int u)
 {
-    return rows + r * row_bytes + ((u ^ (r & 7)) * 16);
+    return rows + (r * row_bytes + (u ^ (r & 7)) * 16) + line * 128;
 }
 
-/* A tile's context: what a block needs to know of the sequence. */
-struct context {
+/* A block's work: n queries of a sequence, from `at` on, over tiles begin to end - 1 of keys.  first: the same query among all. */
+struct piece {
     void *const *page;
-    int kv_type, bytes, scale; /* of a record; offset of its scales */
-    size_t layer;              /* offset of the layer in a page */
-    int end;                   /* tokens that the tile's last query sees */
+    int kv_type, bytes, layer; /* bytes of a record */
+    int pos, last;             /* position of the sequence's first row here; tokens that the last query sees */
+    int first, at, n, begin, end;
+    int slot;                  /* of partial, or -1: the piece is all */
 };
 
-/* Begin to load tile i of the keys: as bf16 rows, or records as they are.  Tokens from end on are 0. */
-static __device__ __forceinline__ void load_keys(unsigned char *to, const context &c, int i)
+/* Where the scales of a token's latent and key are, of the tile at hand: behind a row of scores. */
+static __device__ __forceinline__ float2 *scales_of(float *score, int token)
 {
-    const int token = i * tokens, valid = c.end - token;
-    const unsigned char *from = (const unsigned char *)c.page[token / DSV2I_PAGE_TOKENS] + c.layer
-                                + (size_t)(token % DSV2I_PAGE_TOKENS) * (size_t)c.bytes;
+    return (float2 *)(score + token * score_row + tokens + 2);
+}
+
+/* Begin to load tile i of the keys: as bf16 rows, or records as they are.  Tokens from end on are 0. */
+static __device__ __forceinline__ void load_keys(unsigned char *to, const piece &c, int i, int thread)
+{
+    const int token = i * tokens, valid = c.last - token;
+    const unsigned char *from = (const unsigned char *)c.page[token / DSV2I_PAGE_TOKENS]
+                                + (size_t)(c.layer * DSV2I_PAGE_TOKENS + token % DSV2I_PAGE_TOKENS) * (size_t)c.bytes;
 
     if (c.kv_type == DSV2I_KV_BF16) {
-        const int r = (int)threadIdx.x / 8, u = (int)threadIdx.x % 8;
+        const int r = thread / 8, u = thread % 8;
 
-        to = unit(to, r, u);
+        to = unit(to, r, 0, u);
         from += r * row_bytes + 16 * u;
 #pragma unroll
         for (int j = 0; j < row_bytes / 128; j++)
             dsv2i_copy<16>(to + 128 * j, from + 128 * j, r < valid ? 16 : 0);
     } else {
-        for (int u = (int)threadIdx.x; u < tokens / 16 * c.bytes; u += threads)
+        for (int u = thread; u < tokens / 16 * c.bytes; u += threads)
             dsv2i_copy<16>(to + 16 * u, from + 16 * u, 16 * u < valid * c.bytes ? 16 : 0);
     }
 }
@@ -239,32 +246,35 @@ static __device__ __forceinline__ uint2 from_codes(uint32_t x, int kv_type)
     return make_uint2(dsv2i_bf16x2(f.x, f.y), dsv2i_bf16x2(f.z, f.w));
 }
 
-/* 16 codes to units u and u + 1 of row r. */
-static __device__ __forceinline__ void write_codes(unsigned char *keys, int r, int u, const unsigned char *code, int kv_type)
+/* 16 codes to units 2 i and 2 i + 1 of row r. */
+static __device__ __forceinline__ void write_codes(unsigned char *keys, int r, int i, const unsigned char *code, int kv_type)
 {
     const uint4 x = *(const uint4 *)code;
     const uint2 a = from_codes(x.x, kv_type), b = from_codes(x.y, kv_type), c = from_codes(x.z, kv_type), d = from_codes(x.w, kv_type);
 
-    *(uint4 *)unit(keys, r, u) = make_uint4(a.x, a.y, b.x, b.y);
-    *(uint4 *)unit(keys, r, u + 1) = make_uint4(c.x, c.y, d.x, d.y);
+    *(uint4 *)unit(keys, r, i / 4, i % 4 * 2) = make_uint4(a.x, a.y, b.x, b.y);
+    *(uint4 *)unit(keys, r, i / 4, i % 4 * 2 + 1) = make_uint4(c.x, c.y, d.x, d.y);
 }
 
 /* Pairs of levels as bf16, by two codes in a byte: (256). */
-static __device__ __forceinline__ void make_levels(uint32_t *pairs)
+static __device__ __forceinline__ void make_levels(uint32_t *pairs, int thread)
 {
-    pairs[threadIdx.x] = dsv2i_bf16x2(dsv2i_levels[threadIdx.x % 16], dsv2i_levels[threadIdx.x / 16]);
+    pairs[thread] = dsv2i_bf16x2(dsv2i_levels[thread % 16], dsv2i_levels[thread / 16]);
 }
 
-/* Records to bf16 rows of codes; 8 threads a record. */
-static __device__ __forceinline__ void read_records(unsigned char *keys, const unsigned char *raw, const uint32_t *pairs, const context &c)
+/* Records to bf16 rows of codes, and their scales; 8 threads a record. */
+static __device__ __forceinline__ void read_records(unsigned char *keys, float *score, const unsigned char *raw, const uint32_t *pairs,
+                                                    const piece &c, int thread)
 {
-    const int r = (int)threadIdx.x / 8, first = (int)threadIdx.x % 8;
+    const int r = thread / 8, first = thread % 8;
 
     raw += r * c.bytes;
+    if (first == 0)
+        *scales_of(score, r) = *(const float2 *)(raw + c.bytes - 16); /* they begin the last 16 bytes */
     if (c.kv_type != DSV2I_KV_6BIT) {
 #pragma unroll 1
         for (int i = first; i < width / 16; i += 8)
-            write_codes(keys, r, 2 * i, raw + 16 * i, c.kv_type);
+            write_codes(keys, r, i, raw + 16 * i, c.kv_type);
         return;
     }
     const int blocks = rank / DSV2I_KV_BLOCK, sign = 16 * blocks, key = 20 * blocks;
@@ -283,24 +293,27 @@ static __device__ __forceinline__ void read_records(unsigned char *keys, const u
 
                 out[j] = pairs[(two & 15) | (two >> 4 & 0xF0)] ^ ((s & 1) << 15 | (s & 2) << 30);
             }
-            *(uint4 *)unit(keys, r, 4 * block + u) = make_uint4(out[0], out[1], out[2], out[3]);
+            *(uint4 *)unit(keys, r, block / 2, block % 2 * 4 + u) = make_uint4(out[0], out[1], out[2], out[3]);
         }
     }
     if (first < rope / 16)
-        write_codes(keys, r, rank / 8 + 2 * first, raw + key + 16 * first, DSV2I_KV_INT8);
+        write_codes(keys, r, rank / 16 + first, raw + key + 16 * first, DSV2I_KV_INT8);
 }
 
 /* Begin to load the n queries of a tile of M as bf16 rows, the others 0.  For 6BIT they are rotated. */
-static __device__ __forceinline__ void load_queries(unsigned char *to, const uint16_t *q, int n, int M, int kv_type)
+static __device__ __forceinline__ void load_queries(unsigned char *to, const uint16_t *q, int n, int M, int kv_type, int thread)
 {
-    const int lane = (int)threadIdx.x % 32;
+    const int lane = thread % 32;
     const bool rotated = kv_type == DSV2I_KV_6BIT;
 
-    for (int r = (int)threadIdx.x / 8; r < M; r += threads / 8)
-        for (int u = (int)threadIdx.x % 8; u < row_bytes / 16; u += 8)
+    for (int r = thread / 8; r < M; r += threads / 8) {
+        unsigned char *row = unit(to, r, 0, thread % 8);
+
+        for (int u = thread % 8; u < row_bytes / 16; u += 8, row += 128)
             if (!rotated || u >= rank / 8 || r >= n)
-                dsv2i_copy<16>(unit(to, r, u), r < n ? q + r * width + 8 * u : q, r < n ? 16 : 0);
-    for (int r = (int)threadIdx.x / 32; rotated && r < n; r += warps) {
+                dsv2i_copy<16>(row, r < n ? q + r * width + 8 * u : q, r < n ? 16 : 0);
+    }
+    for (int r = thread / 32; rotated && r < n; r += warps) {
         float x[rank / 32];
 
 #pragma unroll
@@ -309,15 +322,20 @@ static __device__ __forceinline__ void load_queries(unsigned char *to, const uin
         dsv2i_rotate(x, rank);
 #pragma unroll
         for (int j = 0; j < rank / 32; j++)
-            ((uint16_t *)unit(to, r, 4 * j + lane / 8))[lane % 8] = dsv2i_bf16(x[j]);
+            ((uint16_t *)unit(to, r, j / 2, j % 2 * 4 + lane / 8))[lane % 8] = dsv2i_bf16(x[j]);
     }
 }
 
-/* Registers of A for 16 queries, columns of step k (16 of them): the lane's row and unit of ldmatrix. */
-static __device__ __forceinline__ void load_a(uint32_t (&a)[4], unsigned char *queries, int row, int k)
+/* Step k of 9 of a part takes 16 columns: two units, this one's (half 0) and the next (1).  The last are of the key. */
+static __device__ __forceinline__ unsigned char *unit_of(unsigned char *rows, int r, int part, int k, int half)
 {
-    const int lane = (int)threadIdx.x % 32;
-    dsv2i_ldmatrix(a, unit(queries, row + lane % 16, 2 * k + lane / 16));
+    return k < 8 ? unit(rows, r, 2 * part + k / 4, k % 4 * 2 + half) : unit(rows, r, rank / 64, 2 * part + half);
+}
+
+/* Registers of A for 16 queries. */
+static __device__ __forceinline__ void load_a(uint32_t (&a)[4], unsigned char *queries, int row, int lane, int part, int k)
+{
+    dsv2i_ldmatrix(a, unit_of(queries, row + lane % 16, part, k, lane / 16));
 }
 
 /* sum_j p[j] for n a power of two, by halves: as lanes that hold fewer add theirs up. */
@@ -336,38 +354,36 @@ template <int n> static __device__ __forceinline__ float pair_sum(const float (&
     return s[0];
 }
 
-/* Tiles begin to end - 1 of keys for the n queries q of a tile of M, query `at` of a sequence whose first row is at position pos.  To o
- * (n, 512), or, with max_sum, unfinished to o, and max_sum (M, 2).
+/* o (queries, 512) of a piece with a tile of M, or, if it has a slot, there unfinished (M, 512), then max and sum of each query.
  *
  * Shared memory: scores (parts, M, score_row) | queries | loads and keys; with M = 16 the queries go to registers, and scores take their
- * place.  A row of the scores' first part holds first 32 scores, then P in bf16; of its last 16 bytes, the query's correction and its
- * sum. */
-template <int M, int stages>
-static __device__ void attend(unsigned char *shared, const context &c, float *o, float *max_sum, const uint16_t *q, int n, int at, int heads,
-                              int pos, int begin, int end)
+ * place.  A row of the scores' first part holds first 32 scores, then P in bf16; behind them, the query's correction and its sum.  Behind
+ * those, row r has the scales of token r. */
+template <int M, int stages, int slot_rows>
+static __device__ __forceinline__ void attend(unsigned char *shared, const piece &c, float *o, float *partial, const uint16_t *q, int heads)
 {
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int thread = dsv2i_anew((int)threadIdx.x) & (threads - 1), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int parts = M == 16 ? 4 : 2, m_tiles = M == 16 ? 1 : 2; /* sums in shared memory; tiles of 16 queries of a warp's scores */
     const int part = M == 16 ? warp % 4 : warp / 4 * 2, key = (M == 16 ? warp / 4 : warp / 2 % 2) * 16, query = M == 16 ? 0 : warp % 2 * 32;
     float *score = (float *)shared;
     unsigned char *queries = M == 16 ? shared : shared + sizeof(float) * parts * M * score_row;
     unsigned char *loads = queries + M * row_bytes, *keys = loads;
     const bool coded = c.kv_type != DSV2I_KV_BF16;
-    const int load_bytes = coded ? tokens * c.bytes : key_bytes;
+    const int load_bytes = tokens * c.bytes;
     uint32_t *pairs;
 
     if (coded)
         loads += key_bytes;
     pairs = (uint32_t *)(loads + stages * load_bytes);
     if (c.kv_type == DSV2I_KV_6BIT)
-        make_levels(pairs);
+        make_levels(pairs, thread);
 
-    load_queries(queries, q, n, M, c.kv_type);
+    load_queries(queries, q + (size_t)c.first * width, c.n, M, c.kv_type, thread);
     dsv2i_copy_commit();
 #pragma unroll
     for (int i = 0; i < stages - 1; i++) {
-        if (begin + i < end)
-            load_keys(loads + i * load_bytes, c, begin + i);
+        if (c.begin + i < c.end)
+            load_keys(loads + i * load_bytes, c, c.begin + i, thread);
         dsv2i_copy_commit();
     }
     uint32_t held[M == 16 ? 9 : 1][4]; /* M = 16: this warp's part of the queries */
@@ -376,13 +392,15 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < 9; k++)
-            load_a(held[k % (M == 16 ? 9 : 1)], queries, 0, k < 8 ? part * 8 + k : rank / 16 + part);
+            load_a(held[k % (M == 16 ? 9 : 1)], queries, 0, lane, part, k);
+        __syncthreads(); /* now scores may be there */
     }
+    if (!coded && thread < tokens)
+        *scales_of(score, thread) = make_float2(1, 1);
 
-    /* Of the softmax a thread has `some` scores of a row. */
-    const int lanes = threads / M, some = tokens / lanes, row = (int)threadIdx.x / lanes, from = (int)threadIdx.x % lanes * some;
-    const int visible = row < n ? pos + (at + row) / heads + 1 : 0;
-    float *row_score = score + row * score_row;
+    /* Of the softmax a thread has `some` scores of a row, `from` on. */
+    const int lanes = threads / M, some = tokens / lanes, row = thread / lanes;
+    const int visible = row < c.n ? c.pos + (c.at + row) / heads + 1 : 0;
     float max = -INFINITY, sum = 0, acc[M / 16][8][4];
 
 #pragma unroll
@@ -393,32 +411,31 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
             for (int i = 0; i < 4; i++)
                 acc[m][j][i] = 0;
 
-    for (int i = begin, stage = 0; i < end; i++, stage = stage + 1 == stages ? 0 : stage + 1) {
+    for (int i = c.begin, stage = 0; i < c.end; i++, stage = stage + 1 == stages ? 0 : stage + 1) {
         unsigned char *raw = loads + stage * load_bytes;
 
         dsv2i_copy_wait<stages - 2>();
         __syncthreads(); /* tile i is there, and the one before is done with */
-        if (i + stages - 1 < end)
-            load_keys(loads + (stage == 0 ? stages - 1 : stage - 1) * load_bytes, c, i + stages - 1);
+        if (i + stages - 1 < c.end)
+            load_keys(loads + (stage == 0 ? stages - 1 : stage - 1) * load_bytes, c, i + stages - 1, thread);
         dsv2i_copy_commit();
         if (coded) {
-            read_records(keys, raw, pairs, c);
+            read_records(keys, score, raw, pairs, c, thread);
             __syncthreads();
         } else {
             keys = raw;
         }
 
         float s[m_tiles][2][4];
-#pragma unroll 1
+#pragma unroll
         for (int p = 0; p < 4 / parts; p++) {
             float of_c[m_tiles][2][4] = {}, of_k[m_tiles][2][4] = {};
 
 #pragma unroll
             for (int k = 0; k < 9; k++) {
-                const int step = k < 8 ? (part + p) * 8 + k : rank / 16 + part + p;
                 uint32_t b[4];
 
-                dsv2i_ldmatrix(b, unit(keys, key + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+                dsv2i_ldmatrix(b, unit_of(keys, key + lane / 16 * 8 + lane % 8, part + p, k, lane / 8 % 2));
 #pragma unroll
                 for (int m = 0; m < m_tiles; m++) {
                     uint32_t a[4];
@@ -428,7 +445,7 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
                         for (int r = 0; r < 4; r++)
                             a[r] = held[k % (M == 16 ? 9 : 1)][r];
                     else
-                        load_a(a, queries, query + 16 * m, step);
+                        load_a(a, queries, query + 16 * m, lane, part + p, k);
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
                         const uint32_t two[2] = {b[2 * j], b[2 * j + 1]};
@@ -442,12 +459,8 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
             }
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                float2 scale[2] = {make_float2(1, 1), make_float2(1, 1)};
+                const float2 scale[2] = {*scales_of(score, key + 8 * j + 2 * t), *scales_of(score, key + 8 * j + 2 * t + 1)};
 
-                if (coded)
-#pragma unroll
-                    for (int r = 0; r < 2; r++)
-                        scale[r] = *(const float2 *)(raw + (key + 8 * j + 2 * t + r) * c.bytes + c.scale);
 #pragma unroll
                 for (int m = 0; m < m_tiles; m++)
 #pragma unroll
@@ -467,6 +480,8 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
                         = make_float2(s[m][j][2 * r], s[m][j][2 * r + 1]);
         __syncthreads();
 
+        const int from = thread % lanes * some;
+        float *row_score = score + row * score_row;
         float p[some], new_max = max, base, corr;
 #pragma unroll
         for (int j = 0; j < some; j++) {
@@ -492,11 +507,10 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
         for (int d = 1; d < lanes; d *= 2)
             tile_sum += __shfl_xor_sync(DSV2I_ALL_LANES, tile_sum, d);
         sum = __fmaf_rn(sum, corr, tile_sum);
-        if (coded)
 #pragma unroll
-            for (int j = 0; j < some; j++)
-                if (i * tokens + from + j < visible)
-                    p[j] *= *(const float *)(raw + (from + j) * c.bytes + c.scale);
+        for (int j = 0; j < some; j++)
+            if (i * tokens + from + j < visible)
+                p[j] *= scales_of(score, from + j)->x;
         __syncwarp(); /* the row's scores are read */
 #pragma unroll
         for (int j = 0; j < some; j += 2)
@@ -527,7 +541,7 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
             for (int j = 0; j < 4; j++) {
                 uint32_t b[4];
 
-                dsv2i_ldmatrix_trans(b, unit(keys, 16 * k + lane % 16, 8 * warp + 2 * j + lane / 16));
+                dsv2i_ldmatrix_trans(b, unit(keys, 16 * k + lane % 16, warp, 2 * j + lane / 16));
 #pragma unroll
                 for (int m = 0; m < M / 16; m++)
 #pragma unroll
@@ -539,12 +553,14 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
         }
     }
 
-    if (from == 0) {
-        row_score[tokens + 1] = sum;
-        if (max_sum) {
-            max_sum[2 * row] = max;
-            max_sum[2 * row + 1] = sum;
-        }
+    if (c.slot >= 0)
+        o = partial + (size_t)c.slot * (slot_rows * (rank + 2));
+    else
+        o += (size_t)c.first * rank;
+    if (thread % lanes == 0) {
+        score[row * score_row + tokens + 1] = sum;
+        if (c.slot >= 0)
+            *(float2 *)(o + slot_rows * rank + 2 * row) = make_float2(max, sum);
     }
     __syncthreads();
 #pragma unroll
@@ -554,12 +570,12 @@ static __device__ void attend(unsigned char *shared, const context &c, float *o,
             const int of = 16 * m + g + 8 * r;
             const float divisor = score[of * score_row + tokens + 1];
 
-            if (of < n)
+            if (of < c.n)
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
                     float2 x = make_float2(acc[m][j][2 * r], acc[m][j][2 * r + 1]);
 
-                    if (!max_sum)
+                    if (c.slot < 0)
                         x.x /= divisor, x.y /= divisor;
                     *(float2 *)(o + (size_t)of * rank + 64 * warp + 8 * j + 2 * t) = x;
                 }
@@ -580,39 +596,38 @@ static __global__ void __launch_bounds__(threads, big ? 1 : 2)
                       float *partial, int layer, int heads, int invariant)
 {
     unsigned char *shared = (unsigned char *)dsv2i_shared();
-    const int b = (int)blockIdx.x, slot = (big ? 64 : 16) * (rank + 2);
+    const int b = (int)blockIdx.x;
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
-    const int lo = b * plan->part, hi = lo + plan->part, n_tiles = plan->n_tiles;
-    for (int i = first[b]; i < n_tiles; i++) {
+    for (int i = first[b]; i < plan->n_tiles; i++) {
         const query_tile tile = tiles[i];
-        int begin = max(lo - tile.start, 0), end = min(hi - tile.start, tile.keys);
+        const int lo = b * plan->part, hi = lo + plan->part;
+        piece c;
 
         if (tile.start >= hi)
             break;
-        if (invariant) {
-            if (tile.start < lo)
-                continue;
-            end = tile.keys;
-        }
+        if (invariant && tile.start < lo)
+            continue;
+        c.begin = max(lo - tile.start, 0);
+        c.end = invariant ? tile.keys : min(hi - tile.start, tile.keys);
+        c.slot = c.begin == 0 && c.end == tile.keys ? -1 : slot_of(b, c.begin == 0);
         const dsv2i_seq seq = step->seqs[tile.seq];
-        const struct dsv2i_kv_record record = dsv2i_kv_record(seq.kv_type, rank, rope);
-        const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads, pos = step->pos[row];
-        const int M = tile_queries(queries, big), n = min(M, queries - tile.at);
-        const size_t query = (size_t)row * (size_t)heads + (size_t)tile.at;
-        const context c = {seq.page, seq.kv_type, (int)record.bytes, (int)record.scale,
-                           (size_t)layer * DSV2I_PAGE_TOKENS * record.bytes, pos + (tile.at + n - 1) / heads + 1};
-        float *to = o + query * rank, *max_sum = NULL;
+        const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads, M = tile_queries(queries, big);
 
-        if (begin > 0 || end < tile.keys) {
-            to = partial + (size_t)slot_of(b, begin == 0) * (size_t)slot;
-            max_sum = to + (big ? 64 : 16) * rank;
-        }
+        c.page = seq.page;
+        c.kv_type = seq.kv_type;
+        c.bytes = (int)dsv2i_kv_record(seq.kv_type, rank, rope).bytes;
+        c.layer = layer;
+        c.pos = step->pos[row];
+        c.first = row * heads + tile.at;
+        c.at = tile.at;
+        c.n = min(M, queries - tile.at);
+        c.last = c.pos + (c.at + c.n - 1) / heads + 1;
         if (big && M == 64)
-            attend<big ? 64 : 16, 2>(shared, c, to, max_sum, q + query * width, n, tile.at, heads, pos, begin, end);
+            attend<big ? 64 : 16, 2, big ? 64 : 16>(shared, c, o, partial, q, heads);
         else
-            attend<16, stages>(shared, c, to, max_sum, q + query * width, n, tile.at, heads, pos, begin, end);
+            attend<16, stages, big ? 64 : 16>(shared, c, o, partial, q, heads);
     }
 }
 

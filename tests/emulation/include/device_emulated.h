@@ -15,6 +15,7 @@ static inline void dsv2i_wait_dependency() { emu::wait_dependency(); }
 static inline void dsv2i_launch_dependents() {} /* followers begin when the machine likes */
 static inline void dsv2i_named_barrier(int barrier, int threads) { emu::sync_threads((unsigned)barrier, (unsigned)threads); }
 static inline void dsv2i_named_arrive(int barrier, int threads) { emu::arrive((unsigned)barrier, (unsigned)threads); }
+static inline int dsv2i_anew(int x) { return x; }
 static inline unsigned dsv2i_lane() { return emu::lane(); }
 static inline float dsv2i_exp2(float x) { return exp2f(x); }
 static inline float dsv2i_reciprocal(float x) { return 1 / x; }

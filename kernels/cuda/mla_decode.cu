@@ -383,7 +383,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
 #pragma unroll
     for (int i = 0; i < stages - 1; i++) {
         if (c.begin + i < c.end)
-            load_keys(loads + i * load_bytes, c, c.begin + i, thread);
+            load_keys(loads + (c.begin + i) % stages * load_bytes, c, c.begin + i, thread);
         dsv2i_copy_commit();
     }
     uint32_t held[M == 16 ? 9 : 1][4]; /* M = 16: this warp's part of the queries */
@@ -411,13 +411,13 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
             for (int i = 0; i < 4; i++)
                 acc[m][j][i] = 0;
 
-    for (int i = c.begin, stage = 0; i < c.end; i++, stage = stage + 1 == stages ? 0 : stage + 1) {
-        unsigned char *raw = loads + stage * load_bytes;
+    for (int i = c.begin; i < c.end; i++) {
+        unsigned char *raw = loads + i % stages * load_bytes;
 
         dsv2i_copy_wait<stages - 2>();
         __syncthreads(); /* tile i is there, and the one before is done with */
         if (i + stages - 1 < c.end)
-            load_keys(loads + (stage == 0 ? stages - 1 : stage - 1) * load_bytes, c, i + stages - 1, thread);
+            load_keys(loads + (i + stages - 1) % stages * load_bytes, c, i + stages - 1, thread);
         dsv2i_copy_commit();
         if (coded) {
             read_records(keys, score, raw, pairs, c, thread);
@@ -427,7 +427,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
         }
 
         float s[m_tiles][2][4];
-#pragma unroll
+#pragma unroll 1
         for (int p = 0; p < 4 / parts; p++) {
             float of_c[m_tiles][2][4] = {}, of_k[m_tiles][2][4] = {};
 
@@ -480,7 +480,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
                         = make_float2(s[m][j][2 * r], s[m][j][2 * r + 1]);
         __syncthreads();
 
-        const int from = thread % lanes * some;
+        const int from = thread % lanes * some, seen = visible - i * tokens - from;
         float *row_score = score + row * score_row;
         float p[some], new_max = max, base, corr;
 #pragma unroll
@@ -490,7 +490,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
             p[j] = M == 16 ? __fadd_rn(__fadd_rn(x[0], x[M * score_row]),
                                        __fadd_rn(x[2 % parts * M * score_row], x[3 % parts * M * score_row]))
                            : __fadd_rn(x[0], x[M * score_row]);
-            if (i * tokens + from + j < visible)
+            if (j < seen)
                 new_max = fmaxf(new_max, p[j]);
         }
 #pragma unroll
@@ -501,7 +501,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
         max = new_max;
 #pragma unroll
         for (int j = 0; j < some; j++)
-            p[j] = i * tokens + from + j < visible ? dsv2i_exp2(p[j] - base) : 0.0f;
+            p[j] = j < seen ? dsv2i_exp2(p[j] - base) : 0.0f;
         float tile_sum = pair_sum(p);
 #pragma unroll
         for (int d = 1; d < lanes; d *= 2)
@@ -509,7 +509,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
         sum = __fmaf_rn(sum, corr, tile_sum);
 #pragma unroll
         for (int j = 0; j < some; j++)
-            if (i * tokens + from + j < visible)
+            if (j < seen)
                 p[j] *= scales_of(score, from + j)->x;
         __syncwarp(); /* the row's scores are read */
 #pragma unroll

@@ -18,7 +18,7 @@
 #include "matrix.cuh"
 
 static const int rank = 512, rope = 64, nope = 128, v = 128;
-static const int group = 64, few = 8; /* rows of a block */
+static const int group = 64; /* rows of a block */
 static const int columns = 64;        /* of UK for a block of absorb */
 static const float log2e = 1.44269504f;
 
@@ -104,54 +104,16 @@ static __global__ void __launch_bounds__(128)
     }
 }
 
-/* A thread has a column. */
-template <int dtype>
-static __global__ void mla_absorb_simple_kernel(const dsv2i_cuda_step *step, uint16_t *to, const float *q, const void *w, int heads,
-                                                float scale)
-{
-    const int head = (int)blockIdx.x, column = (int)(blockIdx.y * blockDim.x + threadIdx.x), row = (int)blockIdx.z * few;
-    float sum[few] = {};
-
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    const int n = min(step->n_rows - row, few);
-    if (n <= 0)
-        return;
-    if (blockIdx.y == 0)
-        copy_rope(to, q, head, heads, row, n, scale);
-    for (int k = 0; k < nope; k++) {
-        const float x = dsv2i_load<dtype>(w, ((size_t)head * (nope + v) + (size_t)k) * rank + (size_t)column);
-
-#pragma unroll
-        for (int r = 0; r < few; r++)
-            if (r < n)
-                sum[r] = fmaf(x, q[((size_t)(row + r) * (size_t)heads + (size_t)head) * (nope + rope) + (size_t)k], sum[r]);
-    }
-#pragma unroll
-    for (int r = 0; r < few; r++)
-        if (r < n)
-            to[((size_t)(row + r) * (size_t)heads + (size_t)head) * (rank + rope) + (size_t)column] = dsv2i_bf16(sum[r] * scale);
-}
-
 cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent, const float *q,
                                   const struct dsv2i_weight *kv_b, int32_t heads, float scale)
 {
     const dim3 grid((unsigned)heads, rank / columns, (unsigned)(to->max_rows + group - 1) / group);
-    const dim3 simple((unsigned)heads, rank / 128, (unsigned)(to->max_rows + few - 1) / few);
 
     scale *= log2e;
-    if (kv_b->cols != rank || kv_b->rows != heads * (nope + v))
+    if (kv_b->dtype != DSV2I_BF16 || kv_b->cols != rank || kv_b->rows != heads * (nope + v))
         return cudaErrorInvalidValue;
-    switch (kv_b->dtype) {
-    case DSV2I_BF16:
-        return dsv2i_launch(to, mla_absorb_kernel, grid, 128, 2 * nope * (columns + group), step, q_latent, q, (const uint16_t *)kv_b->data,
-                            heads, scale);
-    case DSV2I_F16:
-        return dsv2i_launch(to, mla_absorb_simple_kernel<DSV2I_F16>, simple, 128, 0, step, q_latent, q, kv_b->data, heads, scale);
-    case DSV2I_F32:
-        return dsv2i_launch(to, mla_absorb_simple_kernel<DSV2I_F32>, simple, 128, 0, step, q_latent, q, kv_b->data, heads, scale);
-    default: return cudaErrorInvalidValue;
-    }
+    return dsv2i_launch(to, mla_absorb_kernel, grid, 128, 2 * nope * (columns + group), step, q_latent, q, (const uint16_t *)kv_b->data,
+                        heads, scale);
 }
 
 /* ---- value ---------------------------------------------------------------------------------------------------------------------------- */
@@ -250,43 +212,6 @@ static __global__ void __launch_bounds__(32 * warps)
     }
 }
 
-/* A warp has 4 rows of UV. */
-template <int dtype>
-static __global__ void mla_value_simple_kernel(const dsv2i_cuda_step *step, float *o, const float *o_latent, const void *w, int heads)
-{
-    const int head = (int)blockIdx.x, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, row = (int)blockIdx.z * few;
-    const int first = ((int)blockIdx.y * few + warp) * 4;
-    float *results = (float *)dsv2i_shared(), sum[4][few];
-    dsv2i_rows<dtype, 4, 4> uv;
-
-    uv.cols = rank;
-#pragma unroll
-    for (int r = 0; r < 4; r++)
-        dsv2i_set_row(uv, r, w, nullptr, {}, head * (nope + v) + nope + first + r, heads * (nope + v));
-    dsv2i_fetch(uv, 0);
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    const int n = min(step->n_rows - row, few);
-    if (n <= 0)
-        return;
-    if (warp < n && served(step, row + warp)) {
-        float x[rank / 32];
-
-        load_result(x, step, o_latent, row + warp, head, heads);
-#pragma unroll
-        for (int j = 0; j < rank / 32; j++)
-            results[warp * rank + 32 * j + lane] = x[j];
-    }
-    __syncthreads();
-    dsv2i_dots(sum, uv, results, rank, n, 0, 1);
-#pragma unroll
-    for (int r = 0; r < 4; r++)
-#pragma unroll
-        for (int i = 0; i < few; i++)
-            if (lane == 0 && i < n && served(step, row + i))
-                o[((size_t)(row + i) * (size_t)heads + (size_t)head) * v + (size_t)(first + r)] = sum[r][i];
-}
-
 template <int outs, int warps>
 static cudaError_t launch_value(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *o, const float *o_latent,
                                 const dsv2i_weight *kv_b, int heads)
@@ -300,20 +225,8 @@ static cudaError_t launch_value(const dsv2i_cuda_launch *to, const dsv2i_cuda_st
 cudaError_t dsv2i_cuda_mla_value(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *o_latent,
                                  const struct dsv2i_weight *kv_b, int32_t heads)
 {
-    const dim3 simple((unsigned)heads, v / (4 * few), (unsigned)(to->max_rows + few - 1) / few);
-
-    if (kv_b->cols != rank || kv_b->rows != heads * (nope + v))
+    if (kv_b->dtype != DSV2I_BF16 || kv_b->cols != rank || kv_b->rows != heads * (nope + v))
         return cudaErrorInvalidValue;
-    switch (kv_b->dtype) {
-    case DSV2I_BF16:
-        return to->max_rows <= 16 ? launch_value<16, 4>(to, step, o, o_latent, kv_b, heads)
-                                  : launch_value<64, 8>(to, step, o, o_latent, kv_b, heads);
-    case DSV2I_F16:
-        return dsv2i_launch(to, mla_value_simple_kernel<DSV2I_F16>, simple, 32 * few, sizeof(float) * few * rank, step, o, o_latent,
-                            kv_b->data, heads);
-    case DSV2I_F32:
-        return dsv2i_launch(to, mla_value_simple_kernel<DSV2I_F32>, simple, 32 * few, sizeof(float) * few * rank, step, o, o_latent,
-                            kv_b->data, heads);
-    default: return cudaErrorInvalidValue;
-    }
+    return to->max_rows <= 16 ? launch_value<16, 4>(to, step, o, o_latent, kv_b, heads)
+                              : launch_value<64, 8>(to, step, o, o_latent, kv_b, heads);
 }

@@ -43,29 +43,63 @@ static size_t scale_bytes(const struct dsv2i_weight *w)
     return (size_t)((w->rows - 1) / w->scale_rows + 1) * (size_t)((w->cols - 1) / w->scale_cols + 1) * sizeof *w->scale;
 }
 
+/* kv_b of F8_E4M3 becomes bf16: attention multiplies nothing else. */
+static int widens(const struct dsv2i_weight *w, int attention)
+{
+    return attention && w->dtype == DSV2I_F8_E4M3;
+}
+
 size_t dsv2i_cuda_weight_bytes(struct dsv2i_backend *base, const struct dsv2i_weight *w, int attention)
 {
     (void)base;
-    (void)attention;
+    if (widens(w, attention))
+        return (size_t)w->rows * (size_t)w->cols * sizeof(uint16_t);
     return align_16(data_bytes(w)) + scale_bytes(w);
+}
+
+/* Data, and scales behind it, at to; w is there then. */
+static cudaError_t upload_weight(struct dsv2i_cuda *be, void *to, struct dsv2i_weight *w)
+{
+    char *scales = (char *)to + align_16(data_bytes(w));
+    cudaError_t e = dsv2i_cuda_upload(be, to, w->data, data_bytes(w));
+
+    if (!e && scale_bytes(w))
+        e = dsv2i_cuda_upload(be, scales, w->scale, scale_bytes(w));
+    w->data = to;
+    w->scale = scale_bytes(w) ? (const float *)(const void *)scales : NULL;
+    return e;
+}
+
+static cudaError_t upload_widened(struct dsv2i_cuda *be, void *to, struct dsv2i_weight *w)
+{
+    const struct dsv2i_cuda_launch launch = {.stream = be->copies, .max_rows = 1, .sm = be->sm, .n_sms = be->n_sms};
+    void *narrow = NULL;
+    cudaError_t e = cudaMalloc(&narrow, align_16(data_bytes(w)) + scale_bytes(w));
+
+    if (e)
+        return e;
+    e = upload_weight(be, narrow, w);
+    if (!e)
+        e = dsv2i_cuda_widen(&launch, to, w);
+    if (!e)
+        e = cudaStreamSynchronize(be->copies);
+    cudaFree(narrow);
+    w->dtype = DSV2I_BF16;
+    w->data = to;
+    w->scale = NULL;
+    return e;
 }
 
 int dsv2i_cuda_weight_put(struct dsv2i_backend *base, void *to, struct dsv2i_weight *w, int attention)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    char *scales = (char *)to + align_16(data_bytes(w));
     int previous = dsv2i_cuda_enter(be);
     cudaError_t e;
 
-    (void)attention;
     pthread_mutex_lock(&be->copying);
-    e = dsv2i_cuda_upload(be, to, w->data, data_bytes(w));
-    if (!e && scale_bytes(w))
-        e = dsv2i_cuda_upload(be, scales, w->scale, scale_bytes(w));
+    e = widens(w, attention) ? upload_widened(be, to, w) : upload_weight(be, to, w);
     pthread_mutex_unlock(&be->copying);
     dsv2i_cuda_leave(previous);
-    w->data = to;
-    w->scale = scale_bytes(w) ? (const float *)(const void *)scales : NULL;
     return dsv2i_cuda_result(be, e);
 }
 

@@ -2,10 +2,11 @@
  *
  * A lane takes 4 adjacent columns at a time, a warp 128: of each row of x 16 bytes of a lane, which the first-level cache gives at its
  * full speed, and of the weight 16, 8 or 4.  (16 bytes of a narrow type against 8 or 16 floats of x would take those in strides, at a
- * half or a quarter of that speed, and x would bound the kernel before the weight does.)  A piece is 16 bytes of a lane of each row; the
- * next is under way while one is multiplied: 2 to 4 KB of a warp that holds 4 rows, where some 15 KB of a multiprocessor are enough for
- * 3.35 TB/s at 600 ns.  The first is asked for when the rows are set, which may be before the launch waits for those in front of it, as
- * nobody writes weights.
+ * half or a quarter of that speed, and x would bound the kernel before the weight does.)
+ *
+ * A piece is 16 bytes of a lane of each row (F8_E4M3: 8, as decoding takes registers); the next is under way while one is multiplied: 2 to
+ * 4 KB (F8_E4M3: 1 to 2) of a warp that holds 4 rows, where some 15 KB of a multiprocessor, which runs 24 to 32 of them at one row, are
+ * enough for 3.35 TB/s at 600 ns.  The first may be asked for before the launch waits for those in front of it, as nobody writes weights.
  *
  * F8_E4M3: each element becomes code * scale, rounded, before it meets x, so that a sum has the terms that it has on the CPU.
  *
@@ -20,7 +21,7 @@
 template <int dtype_, int width_, int held_> struct dsv2i_rows {
     static constexpr int dtype = dtype_, width = width_, held = held_;
     static constexpr int size = dtype == DSV2I_F32 ? 4 : dtype == DSV2I_F8_E4M3 ? 1 : 2; /* of an element */
-    static constexpr int words = width == 1 ? 1 : size, units = width == 1 ? 1 : 4 / size; /* of a unit: width elements; of a piece */
+    static constexpr int words = width == 1 ? 1 : size, units = width == 1 || size == 4 ? 1 : 2; /* of a unit: width elements; of a piece */
     static constexpr int unit_cols = 32 * width, piece_cols = units * unit_cols; /* of a warp */
     struct piece {
         uint32_t unit[held][units][words];

@@ -1,9 +1,12 @@
 /* Experts of few rows, y += sum_j weight_j down_j(silu(gate_j x) * up_j x): a decode step's mixture, and its dense layers.
  *
- * Bound: bandwidth, top_k experts for each row (V2-Lite: 104 MB; V2: 283 MB).  Rows that choose the same expert read it twice; with more
- * than a few rows grouping them pays instead.  Two launches, with so many warps that enough loads are under way:
- *   up:   a warp takes two elements of h, which are two rows of gate and two of up;
- *   down: a block takes four elements of y, each slot by some warps of it; the slots are added up in their order.
+ * Bound: bandwidth, top_k experts for each row (bf16: V2-Lite 104 MB, V2 283 MB; e4m3 half).  Rows that choose the same expert read it
+ * twice; with more than a few rows grouping them pays instead.  Two launches, with so many warps that enough loads are under way:
+ *   up:   a warp takes two elements of h, which are two rows of gate and two of up (V2-Lite, one row: 1,056 blocks of 4 warps, of which
+ *         924 run at a time on an H100);
+ *   down: a block takes four elements of y, each slot by a warp of it, or some where slots are few (512 blocks); the slots are added
+ *         up in their order.
+ * Down asks for its first weights before up has ended, and up, unless it must know the chosen experts, before the launch in front has.
  *
  * The order of a sum depends on the shape alone: the same bits for a row in any company.
  *
@@ -14,8 +17,9 @@
 static const int up_warps = 4, down_warps = 8, held = 4; /* of a block, at most; weight rows of a warp */
 
 template <int dtype, int width>
-static __global__ void up_kernel(const dsv2i_cuda_step *step, float *h, const float *x, const dsv2i_cuda_expert *experts, const int *idx,
-                                 int top_k, int hidden, int inter, dsv2i_cuda_scales scales)
+static __global__ void __launch_bounds__(32 * up_warps, 7)
+up_kernel(const dsv2i_cuda_step *step, float *h, const float *x, const dsv2i_cuda_expert *experts, const int *idx, int top_k, int hidden,
+          int inter, dsv2i_cuda_scales scales)
 {
     const int slot = (int)blockIdx.y, row = slot / top_k, lane = (int)threadIdx.x % 32;
     const int first = ((int)blockIdx.x * up_warps + (int)threadIdx.x / 32) * 2;
@@ -55,8 +59,9 @@ static __device__ __forceinline__ int newest(const int32_t *at) { return *(const
  * All blocks of up_kernel have waited for what was in front of it before this begins, so that n_rows and idx can be read at once, and the
  * first weights be asked for; only h and y are waited for. */
 template <int dtype, int width>
-static __global__ void down_kernel(const dsv2i_cuda_step *step, float *y, const float *h, const dsv2i_cuda_expert *experts, const int *idx,
-                                   const float *weight, int top_k, int share, int hidden, int inter, dsv2i_cuda_scales scales)
+static __global__ void __launch_bounds__(32 * down_warps)
+down_kernel(const dsv2i_cuda_step *step, float *y, const float *h, const dsv2i_cuda_expert *experts, const int *idx, const float *weight,
+            int top_k, int share, int hidden, int inter, dsv2i_cuda_scales scales)
 {
     const int row = (int)blockIdx.y, first = (int)blockIdx.x * held, lane = (int)threadIdx.x % 32;
     float *parts = (float *)dsv2i_shared(); /* (top_k, share, held) */
@@ -108,7 +113,8 @@ static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *st
     const int share = pieces < room ? pieces : room, units = top_k * share;
     const dim3 up_grid((unsigned)(inter + 2 * up_warps - 1) / (2 * up_warps), (unsigned)(to->max_rows * top_k));
     const dim3 down_grid((unsigned)(hidden + held - 1) / held, (unsigned)to->max_rows);
-    cudaError_t e = dsv2i_launch(to, up_kernel<dtype, width>, up_grid, 32 * up_warps, 0, step, h, x, experts, idx, top_k, hidden, inter, gate_up);
+    cudaError_t e = dsv2i_launch(to, up_kernel<dtype, width>, up_grid, 32 * up_warps, 0, step, h, x, experts, idx, top_k, hidden, inter,
+                                 gate_up);
 
     return e ? e
              : dsv2i_launch(to, down_kernel<dtype, width>, down_grid, 32 * (units < down_warps ? units : down_warps),

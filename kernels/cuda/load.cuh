@@ -18,8 +18,8 @@ template <int dtype> __device__ __forceinline__ float dsv2i_load(const void *dat
 }
 
 /* Column col's scale is dsv2i_scale_of(col, dsv2i_per_scale(scale_cols, cols)) of its row's: col / scale_cols without a division.  As
- * scale_cols is 32 n (or cols), that is floor(col / 32 / n); with ceil(2^31 / n) for 2^31 / n the error is below col / 32 / 2^31, too little
- * to reach the next number while cols is below 2^20. */
+ * scale_cols is 32 n (or cols), that is floor(col / 32 / n); with ceil(2^31 / n) for 2^31 / n the error is below col / 32 / 2^31, too
+ * little to reach the next number while cols is below 2^20. */
 __device__ __forceinline__ uint32_t dsv2i_per_scale(int scale_cols, int cols)
 {
     uint32_t n = (uint32_t)scale_cols / DSV2I_SCALE_COLS;

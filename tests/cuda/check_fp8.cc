@@ -52,7 +52,8 @@ void check_linear(Shape shape, int n, int rows, int cols, int accumulate)
     const Fp8 w(shape, rows, cols, 1);
     std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
     dsv2i_cuda_launch to = step.launch(), one = launch_for(1, 0);
-    float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size()), *y_alone = accumulate ? up(start) : unset<float>(start.size());
+    float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size());
+    float *y_alone = accumulate ? up(start) : unset<float>(start.size());
 
     expect(dsv2i_cuda_linear_few(&to, step.device, y, x_device, &w.device, accumulate) == cudaSuccess, "launch");
     expect(dsv2i_cuda_linear_few(&one, alone.device, y_alone, x_device, &w.device, accumulate) == cudaSuccess, "launch");
@@ -67,7 +68,7 @@ void check_linear(Shape shape, int n, int rows, int cols, int accumulate)
     for (int i = 0; i < rows; i++)
         expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
     got.resize(want.size());
-    close_to(got, want, 2e-6); /* fp32 sums of up to 160 terms a lane; the elements themselves are exact */
+    close_to(got, want, 2e-6); /* fp32 sums of up to 160 terms in a lane; the elements are exact */
 }
 
 /* Rows of x with one number each: the products with one element, to the last bit, which shows where the scale's product is rounded. */
@@ -120,7 +121,8 @@ void check_not_numbers(int cols)
         for (int r = 0; r < rows; r++) {
             float v = got[(size_t)(i * rows + r)];
             expect(std::isnan(v) == (r == 3 || r == 6), "row %d, element %d: %g", i, r, (double)v);
-            expect(std::isnan(v) || (i ? v == (r % 2 ? -INFINITY : INFINITY) : std::isfinite(v)), "row %d, element %d: %g", i, r, (double)v);
+            expect(std::isnan(v) || (i ? v == (r % 2 ? -INFINITY : INFINITY) : std::isfinite(v)), "row %d, element %d: %g", i, r,
+                   (double)v);
         }
 }
 
@@ -183,13 +185,15 @@ void check_widened(const dsv2i_weight &host, const dsv2i_weight &device)
     expect(dsv2i_cuda_widen(&to, wide, &device) == cudaSuccess, "launch");
     std::vector<uint16_t> got = down(wide, n + 8);
     for (size_t i = 0; i < n; i++) {
-        double want = ref_value(&host, i), at = ref_bf16(got[i]), below = ref_bf16((uint16_t)(got[i] - 1)), above = ref_bf16((uint16_t)(got[i] + 1));
+        double want = ref_value(&host, i), at = ref_bf16(got[i]);
+        double below = ref_bf16((uint16_t)(got[i] - 1)), above = ref_bf16((uint16_t)(got[i] + 1));
         double error = fabs(at - want), best = fmin(fabs(below - want), fabs(above - want));
 
         if (std::isnan(want))
             expect(std::isnan(at), "%g for NaN at %zu", at, i);
         else /* zero has no neighbours that way; a tie is even */
-            expect(want == 0 ? got[i] % 0x8000 == 0 : error < best || (!(error > best) && got[i] % 2 == 0), "%g for %g at %zu", at, want, i);
+            expect(want == 0 ? got[i] % 0x8000 == 0 : error < best || (!(error > best) && got[i] % 2 == 0), "%g for %g at %zu", at, want,
+                   i);
     }
     for (size_t i = n; i < got.size(); i++)
         expect(is_unset(got[i]), "wrote past the end");

@@ -2,8 +2,8 @@
  *
  * Each function is additions, multiplications and divisions of IEEE doubles in a fixed order, none fused, and integers; none asks the C
  * library, whose exp and log differ from one to the next in their last bits.  (Sources that include this are compiled with
- * -ffp-contract=off, or by nvcc, which never fuses what dsv2i_times, dsv2i_plus and dsv2i_times_f32 give.)  Where masses are summed they are integers, so
- * that a sum depends on no order and may be taken by any number of threads.
+ * -ffp-contract=off, or by nvcc, which never fuses what dsv2i_times, dsv2i_plus and dsv2i_times_f32 give.)  Where masses are summed they
+ * are integers, so that a sum depends on no order and may be taken by any number of threads.
  *
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_SAMPLING_H

@@ -11,8 +11,9 @@
  *   race   who of those above the border wins.  A logit whose luck cannot make it the winner, which the leading ones of its random word
  *          tell, costs no logarithm.
  *
- * Bound: latency at few rows: four launches, each a few dependent trips to the L2 cache, and limit's one block, which takes 400 KB of logits
- * once for each border.  At many rows: reading a row from the L2 cache or memory up to five times, and race's Philox, 25 instructions a logit.
+ * Bound: latency at few rows: four launches, each a few dependent trips to the L2 cache, and limit's one block, which takes 400 KB of
+ * logits once for each border.  At many rows: reading a row from the L2 cache or memory up to five times, and race's Philox, 25
+ * instructions a logit.
  *
  * SPDX-License-Identifier: MIT */
 #include "launch.cuh"
@@ -22,7 +23,7 @@
 typedef unsigned long long u64; /* as atomicAdd has it */
 
 static const int chunk = 4096, threads = 256, held = chunk / threads / 4; /* logits of a block at a time; groups of 4 of a thread */
-static const int bins = 2048, limit_threads = 1024, listed = 3072;
+static const int bins = 2048, limit_threads = 512, own = bins / limit_threads, listed = 3072; /* own: bins of a thread of limit's */
 static const float infinity = __builtin_inff();
 
 /* What the kernels of a call tell each other of a row. */
@@ -432,13 +433,17 @@ struct limit_shared {
     int found, n; /* n: listed, if not too many */
 };
 
-/* Each thread gives two neighbours of a histogram: where, counted from its beginning, does it reach target >= 1?  -1 if nowhere; else
+/* Each thread gives its own of a histogram's bins: where, counted from the first, do they reach target >= 1?  -1 if nowhere; else
  * sh->above is what stands before it. */
-static __device__ int find(limit_shared *sh, u64 first, u64 second, u64 target)
+static __device__ int find(limit_shared *sh, const u64 (&in)[own], u64 target)
 {
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    u64 until = first + second, before = 0;
+    u64 mine = 0, until, before = 0;
 
+#pragma unroll
+    for (int j = 0; j < own; j++)
+        mine += in[j];
+    until = mine;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
         u64 other = __shfl_up_sync(DSV2I_ALL_LANES, until, (unsigned)d);
@@ -452,13 +457,14 @@ static __device__ int find(limit_shared *sh, u64 first, u64 second, u64 target)
     __syncthreads();
     for (int w = 0; w < warp; w++)
         before += sh->warp[w];
-    until += before;
-    before = until - first - second;
-    if (before < target && target <= until) {
-        bool in_second = before + first < target;
-
-        sh->found = 2 * (int)threadIdx.x + in_second;
-        sh->above = in_second ? before + first : before;
+    before += until - mine;
+#pragma unroll
+    for (int j = 0; j < own; j++) {
+        if (before < target && target <= before + in[j]) {
+            sh->found = own * (int)threadIdx.x + j;
+            sh->above = before;
+        }
+        before += in[j];
     }
     __syncthreads();
     return sh->found;
@@ -535,7 +541,11 @@ static __device__ unsigned border(limit_shared *sh, const sample_drawn &from, in
                 atomicAdd(&sh->bucket[mask - (k >> shift & mask)], (u64)weight(l, id)); /* the greatest first */
         });
         __syncthreads();
-        int found = find(sh, sh->bucket[2 * threadIdx.x], sh->bucket[2 * threadIdx.x + 1], target - above);
+        u64 in[own];
+#pragma unroll
+        for (int j = 0; j < own; j++)
+            in[j] = sh->bucket[own * (int)threadIdx.x + j];
+        int found = find(sh, in, target - above);
         above += sh->above;
         prefix |= (mask - (unsigned)found) << shift;
         known |= mask << shift;
@@ -549,7 +559,7 @@ static __device__ unsigned border(limit_shared *sh, const sample_drawn &from, in
 
 static __global__ void __launch_bounds__(limit_threads) limit_kernel(sample_call call)
 {
-    const int row = (int)blockIdx.x, mine = 2 * (int)threadIdx.x; /* its bins */
+    const int row = (int)blockIdx.x, mine = own * (int)threadIdx.x; /* its first bin */
     limit_shared *sh = (limit_shared *)dsv2i_shared();
 
     dsv2i_wait_dependency();
@@ -564,11 +574,16 @@ static __global__ void __launch_bounds__(limit_threads) limit_kernel(sample_call
     auto order = [](float l, int) { return dsv2i_order(l); };
     unsigned least = 0;      /* dsv2i_order of the last that is kept */
     int least_id = 0x7FFFFFFF, bin = -1, listed_bin = -1;
+    u64 in[own];
 
     load_roots(sh->roots);
     __syncthreads();
-    if (how->top_k > 0)
-        bin = find(sh, s.count[mine], s.count[mine + 1], (u64)how->top_k);
+    if (how->top_k > 0) {
+#pragma unroll
+        for (int j = 0; j < own; j++)
+            in[j] = s.count[mine + j];
+        bin = find(sh, in, (u64)how->top_k);
+    }
     if (bin >= 0) {
         u64 above = sh->above;
 
@@ -577,18 +592,21 @@ static __global__ void __launch_bounds__(limit_threads) limit_kernel(sample_call
         least = border(sh, from, bin, (u64)how->top_k - above, order, [](float, int) { return 1; });
     }
     if (how->top_p < 1) {
-        u64 in_bin = 0, first, second;
+        u64 in_bin = 0, sum = 0;
         auto mass = [&](float l, int) { return dsv2i_order(l) >= least ? dsv2i_mass(from.x(l), sh->roots) : 0; };
 
         if (bin >= 0) {
             walk_bin(sh, from, bin, [&](float l, int id) { in_bin += mass(l, id); });
             in_bin = total(sh, in_bin);
         }
-        first = bin < 0 || mine < bin ? s.mass[mine] : mine == bin ? in_bin : 0;
-        second = bin < 0 || mine + 1 < bin ? s.mass[mine + 1] : mine + 1 == bin ? in_bin : 0;
+#pragma unroll
+        for (int j = 0; j < own; j++) {
+            in[j] = bin < 0 || mine + j < bin ? s.mass[mine + j] : mine + j == bin ? in_bin : 0;
+            sum += in[j];
+        }
 
-        u64 target = dsv2i_mass_share(how->top_p, total(sh, first + second));
-        bin = find(sh, first, second, target);
+        u64 target = dsv2i_mass_share(how->top_p, total(sh, sum));
+        bin = find(sh, in, target);
         target -= sh->above;
         if (bin != listed_bin)
             gather(sh, from, bin);

@@ -142,6 +142,12 @@ static __device__ __forceinline__ u64 best_of(float logit, int id)
     return (u64)dsv2i_order(logit) << 32 | ~(unsigned)id;
 }
 
+/* The inverse of dsv2i_order. */
+static __device__ __forceinline__ float logit_of(unsigned order)
+{
+    return __uint_as_float(order >> 31 ? order & 0x7FFFFFFFu : ~order);
+}
+
 static __device__ __forceinline__ bool is_bad(float l) { return !(l < infinity); }
 
 /* ---- look */
@@ -223,7 +229,7 @@ static __device__ void put_together(const sample_call &call, int row, const samp
 {
     int lane = (int)threadIdx.x, chunks = (call.vocab + chunk - 1) / chunk, bad = 0;
     const volatile sample_chunk *c = s.chunks;
-    float max = -infinity, greatest;
+    float max = -infinity;
     double sum = 0, log_sum;
     u64 best = 0;
 
@@ -246,13 +252,8 @@ static __device__ void put_together(const sample_call &call, int row, const samp
         return;
     log_sum = (double)max + log(sum);
     bad |= best >> 32 <= dsv2i_order(-infinity);
-    greatest = -infinity;
-    if (!bad) {
-        unsigned bits = (unsigned)(best >> 32);
-        greatest = __uint_as_float(bits >> 31 ? bits & 0x7FFFFFFFu : ~bits);
-    }
     s.row->log_sum = log_sum;
-    s.row->max = greatest;
+    s.row->max = logit_of((unsigned)(best >> 32));
     s.row->done = bad || call.how[row].greedy;
     if (s.row->done)
         finish(call, row, bad ? -1 : (int)~(unsigned)best, log_sum);
@@ -352,17 +353,31 @@ struct sample_drawn {
     __device__ double x(float logit) const { return dsv2i_x(logit, max, per_temperature); }
     __device__ bool open(float logit) const { return logit > -infinity && x(logit) >= lowest; }
 
-    /* each(logit, id) for all that are open. */
-    template <class F> __device__ void walk(int first, int step, F each) const
+    /* each(four logits, their group) for groups first, first + step and so on, of which a few are under way at a time. */
+    template <class F> __device__ void walk_groups(int first, int step, F each) const
     {
-        for (int group = first; 4 * group < vocab; group += step) {
-            float4 l = read_tokens(logits, group, vocab, is_token);
+        const int groups = (vocab + 3) / 4;
+
+        for (; first < groups; first += held * step) {
+            float4 l[held];
 
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (open(part(l, i)))
-                    each(part(l, i), 4 * group + i);
+            for (int j = 0; j < held; j++)
+                l[j] = read_tokens(logits, first + j * step, vocab, is_token);
+#pragma unroll
+            for (int j = 0; j < held; j++)
+                if (first + j * step < groups)
+                    each(l[j], first + j * step);
         }
+    }
+    /* each(logit, id). */
+    template <class F> __device__ void walk(int first, int step, F each) const
+    {
+        walk_groups(first, step, [&](const float4 &l, int group) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                each(part(l, i), 4 * group + i);
+        });
     }
 };
 
@@ -404,6 +419,8 @@ static __global__ void __launch_bounds__(threads) count_kernel(sample_call call)
     }
     __syncthreads();
     from.walk((int)(blockIdx.x * threads + threadIdx.x), (int)gridDim.x * threads, [&](float l, int) {
+        if (!from.open(l))
+            return;
         int bin = bin_of(l, from.max);
         u64 m = by_mass ? dsv2i_mass(from.x(l), roots) : 0;
 
@@ -493,7 +510,7 @@ static __device__ void gather(limit_shared *sh, const sample_drawn &from, int bi
         sh->n = 0;
     __syncthreads();
     from.walk((int)threadIdx.x, limit_threads, [&](float l, int id) {
-        if (bin_of(l, from.max) == bin && *n <= listed) {
+        if (bin_of(l, from.max) == bin && *n <= listed && from.open(l)) {
             int at = atomicAdd(&sh->n, 1);
 
             if (at < listed) {
@@ -514,7 +531,7 @@ template <class F> static __device__ void walk_bin(limit_shared *sh, const sampl
         return;
     }
     from.walk((int)threadIdx.x, limit_threads, [&](float l, int id) {
-        if (bin_of(l, from.max) == bin)
+        if (bin_of(l, from.max) == bin && from.open(l))
             each(l, id);
     });
 }
@@ -685,24 +702,23 @@ static __global__ void __launch_bounds__(threads) race_kernel(sample_call call)
     if (threadIdx.x == 0)
         *lead = dsv2i_order(DSV2I_LEAST_WINNER);
     __syncthreads();
-    for (int group = (int)(blockIdx.x * threads + threadIdx.x); 4 * group < from.vocab; group += (int)gridDim.x * threads) {
-        float4 l = read_tokens(from.logits, group, from.vocab, from.is_token);
-        float must = __uint_as_float(*leading >> 31 ? *leading & 0x7FFFFFFFu : ~*leading) - room, greatest = -infinity;
+    from.walk_groups((int)(blockIdx.x * threads + threadIdx.x), (int)gridDim.x * threads, [&](const float4 &l, int group) {
+        float must = logit_of(*leading) - room, greatest = -infinity;
         unsigned r[4];
 
 #pragma unroll
         for (int i = 0; i < 4; i++)
             greatest = part(l, i) > greatest ? part(l, i) : greatest;
         if ((0.5f * greatest - half_max) * twice + DSV2I_LUCKIEST < must)
-            continue;
+            return;
         dsv2i_random(how->seed, how->pos, group, r);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float logit = part(l, i);
+            float logit = part(l, i), luck = DSV2I_LUCK((float)__clz((int)~r[i]));
             unsigned key = dsv2i_order(logit);
 
-            if ((0.5f * logit - half_max) * twice + DSV2I_LUCK((float)__clz((int)~r[i])) < must || key < border
-                || (key == border && 4 * group + i > border_id) || !from.open(logit))
+            if ((0.5f * logit - half_max) * twice + luck < must || key < border || (key == border && 4 * group + i > border_id)
+                || !from.open(logit))
                 continue;
             double mine = dsv2i_race(from.x(logit), r[i]);
             if (wins(mine, 4 * group + i, score, id)) {
@@ -711,7 +727,7 @@ static __global__ void __launch_bounds__(threads) race_kernel(sample_call call)
                 atomicMax(lead, dsv2i_order((float)mine));
             }
         }
-    }
+    });
     warp_winner(&score, &id);
     if (lane == 0)
         winners[warp] = {score, id};

@@ -530,10 +530,12 @@ template <class F> static __device__ void walk_bin(limit_shared *sh, const sampl
             each(sh->logit[i], sh->id[i]);
         return;
     }
-    from.walk((int)threadIdx.x, limit_threads, [&](float l, int id) {
-        if (bin_of(l, from.max) == bin && from.open(l))
+    for (int id = (int)threadIdx.x; id < from.vocab; id += limit_threads) {
+        float l = from.logits[id];
+
+        if (bin_of(l, from.max) == bin && from.open(l) && (!from.is_token || from.is_token[id / 32] >> id % 32 & 1))
             each(l, id);
-    });
+    }
 }
 
 /* The key at which the bin's logits, counted from the greatest key down, reach target: key(logit, id), weight(logit, id), 0 for those
@@ -544,6 +546,7 @@ static __device__ unsigned border(limit_shared *sh, const sample_drawn &from, in
     unsigned prefix = 0, known = 0;
     u64 above = 0;
 
+#pragma unroll 1
     for (int round = 0; round < 3; round++) {
         const int shift = round == 0 ? 21 : round == 1 ? 10 : 0;
         const unsigned mask = round == 2 ? 1023 : 2047;
@@ -574,7 +577,7 @@ static __device__ unsigned border(limit_shared *sh, const sample_drawn &from, in
     return prefix;
 }
 
-static __global__ void __launch_bounds__(limit_threads) limit_kernel(sample_call call)
+static __global__ void __launch_bounds__(limit_threads, 2) limit_kernel(sample_call call)
 {
     const int row = (int)blockIdx.x, mine = own * (int)threadIdx.x; /* its first bin */
     limit_shared *sh = (limit_shared *)dsv2i_shared();

@@ -126,6 +126,7 @@ void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> 
     for (int most : max_rows) {
         Step now(zeros(std::min(n, most)), {}, {}, 1, 2);
         const size_t size = (size_t)(now.rows * rows);
+        const bool all = first.empty();
         dsv2i_cuda_launch to = launch_for(most);
         to.n_sms = n_sms;
         uint16_t *x_half = unset<uint16_t>(x.full.size()), *y_half = unset<uint16_t>(start.size());
@@ -133,11 +134,13 @@ void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> 
 
         dsv2i_cuda_to_bf16(&to, now.device, x_half, x_device, cols);
         expect(dsv2i_cuda_linear_many(&to, now.device, y, DSV2I_F32, x_half, &w.device, 0) == cudaSuccess, "launch");
-        expect(dsv2i_cuda_linear_many(&to, now.device, y_half, DSV2I_BF16, x_half, &w.device, 0) == cudaSuccess, "launch");
-        expect(dsv2i_cuda_linear_many(&to, now.device, y_more, DSV2I_F32, x_half, &w.device, 1) == cudaSuccess, "launch");
+        if (all)
+            expect(dsv2i_cuda_linear_many(&to, now.device, y_half, DSV2I_BF16, x_half, &w.device, 0) == cudaSuccess, "launch");
+        if (all)
+            expect(dsv2i_cuda_linear_many(&to, now.device, y_more, DSV2I_F32, x_half, &w.device, 1) == cudaSuccess, "launch");
         std::vector<float> got = down(y, start.size()), more_of_it = down(y_more, start.size());
         std::vector<uint16_t> half = down(y_half, start.size());
-        for (size_t i = 0; i < start.size(); i++) {
+        for (size_t i = 0; all && i < start.size(); i++) {
             expect(i < size ? half[i] == to_bf16((double)got[i]) : is_unset(half[i]), "max_rows %d: bf16 %04x at %zu", most, half[i], i);
             expect(more_of_it[i] == (i < size ? start[i] + got[i] : start[i]), "max_rows %d: accumulated %g at %zu", most,
                    (double)more_of_it[i], i);
@@ -311,15 +314,16 @@ int main()
     });
     for (const Kind &kind : {bf16, tensor, row, block, small}) {
         const std::string of = std::string(", ") + kind.name;
+        const bool all = kind.dtype == DSV2I_BF16 || kind.rows == 3;
 
-        run("linear_many, a few rows" + of, 2, [=] {
-            check_linear(kind, 5, 40, 512, {5, 8, 30}); /* 16 x 32, 32 x 64 */
-            check_linear(kind, 16, 530, 144, {16, 17, 60}); /* 16 x 64, 64 x 64; a tail of columns and of rows */
+        run("linear_many, a few rows" + of, all ? 2 : 1, [=] {
+            check_linear(kind, 5, 40, 512, {5, 30});                         /* 16 x 32, 32 x 64 */
+            check_linear(kind, 16, 530, 80, all ? std::vector<int>{16, 60} : std::vector<int>{16}); /* 16 x 64, 64 x 64; tails of both */
         });
         run("linear_many, 200 rows" + of, 1, [=] {
-            check_linear(kind, 200, 320, 176, {200, 300, 1, 20, 40, 128}); /* 128 x 128 */
-            check_linear(kind, 200, 320, 176, {200, 64}, 10);               /* 64 x 128 */
-            check_linear(kind, 70, 130, 128, {70}, 8);                      /* 64 x 64 */
+            check_linear(kind, 200, 200, 176, {200, 1, 40}); /* 128 x 128 */
+            if (all)
+                check_linear(kind, 140, 200, 176, {140, 300}, 6); /* 64 x 128 */
         });
         run("linear_many, rows that are not aligned" + of, 1, [=] {
             check_linear(kind, 18, 67, 77, {18, 1});
@@ -327,7 +331,7 @@ int main()
         });
         run("NaN" + of, 1, [=] { check_nan(kind); });
     }
-    run("linear_many, 576 x 2048", 1, [] { check_linear(bf16, 2, 576, 2048, {2}); });
+    run("linear_many, 576 x 2048", 1, [] { check_linear(bf16, 1, 576, 2048, {1}); });
     run("linear_many, 48 x 10944", 1, [] { check_linear(bf16, 1, 48, 10944, {1}); });
 
     run("moe_permute", 2, [] {
@@ -346,9 +350,12 @@ int main()
     for (const Kind &kind : {bf16, tensor, row, block}) {
         const std::string of = std::string(", ") + kind.name;
 
-        run("experts_many, 64 experts" + of, 2, [=] { check_experts(kind, 40, 6, 64, 80, 48, {40, 1, 300, 520, 1100}); });
-        run("experts_many, 160 experts" + of, 1, [=] { check_experts(kind, 30, 6, 160, 48, 32, {30, 33}, false); });
-        run("experts_many, two get most rows" + of, 1, [=] { check_experts(kind, 150, 2, 6, 144, 96, {150, 450, 40}, false); });
+        const bool all = kind.dtype == DSV2I_BF16 || kind.rows == 128;
+
+        if (all)
+            run("experts_many, 64 experts" + of, 1, [=] { check_experts(kind, 40, 6, 64, 80, 48, {40, 1, 200}); });
+        run("experts_many, 160 experts" + of, 1, [=] { check_experts(kind, 30, 6, 160, 48, 32, {30}, false); });
+        run("experts_many, two get most rows" + of, 1, [=] { check_experts(kind, 150, 2, 6, 144, 96, all ? std::vector<int>{150, 450, 40} : std::vector<int>{150}, false); });
         run("experts_many, odd widths" + of, 1, [=] { check_experts(kind, 20, 3, 8, 77, 45, {20, 1}); });
         run("a dense layer" + of, 1, [=] { check_experts(kind, 135, 1, 0, 80, 208, {135, 10, 33, 70}); });
     }

@@ -14,12 +14,12 @@
  * not depend on it (gemm.cuh), so neither on max_rows.
  *
  * SPDX-License-Identifier: MIT */
-#include "gemm.cuh"
+#include "gemm_sm90.cuh"
 #include "launch.cuh"
 
 struct shape {
     int hidden, inter, top_k;
-    dsv2i_cuda_scales up, down;
+    dsv2i_cuda_scales gate_up, down;
 };
 
 /* Tile i of rows: of the permutation, or (no entries) of all rows and expert 0. */
@@ -39,59 +39,66 @@ static __device__ __forceinline__ void place(int i, int n_tiles, int across, int
     *column = at / high;
 }
 
-template <class T>
-static __device__ __forceinline__ int scales_across(dsv2i_tile_source<T> &from, const dsv2i_cuda_scales &s)
+/* What a block has of item i. */
+struct work {
+    dsv2i_cuda_tile rows;
+    int column;
+};
+
+static __device__ __forceinline__ int tiles_of(const dsv2i_cuda_step *step, const dsv2i_cuda_permutation &p, int m)
 {
-    from.scale_cols = s.cols;
-    return T::fp8 ? (from.cols + s.cols - 1) / s.cols : 0;
+    return p.entry ? *p.n_tiles : (step->n_rows + m - 1) / m;
 }
 
-template <class T>
-static __global__ void __launch_bounds__(T::threads)
-    up_kernel(const dsv2i_cuda_step *step, uint16_t *h, const uint16_t *x, const dsv2i_cuda_expert *experts, dsv2i_cuda_permutation p,
-              shape s)
-{
-    static_assert(T::b_rows % 16 == 0, "all of a thread's rows are of gate, or all of up");
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, across = (s.inter + T::n / 2 - 1) / (T::n / 2);
-    dsv2i_tile_source<T> from;
-    T tile;
+template <class T> struct up_product {
+    static const int columns = T::n / 2; /* of h */
+    const dsv2i_cuda_step *step;
+    uint16_t *h;
+    const uint16_t *x;
+    const dsv2i_cuda_expert *experts;
+    dsv2i_cuda_permutation p;
+    shape s;
 
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    const int n_rows = step->n_rows, n_tiles = p.entry ? *p.n_tiles : (n_rows + T::m - 1) / T::m;
-    from.a = x;
-    from.cols = s.hidden;
-    const int scales = scales_across(from, s.up);
-    for (int item = (int)blockIdx.x; item < n_tiles * across; item += (int)gridDim.x) {
+    __device__ __forceinline__ int width() const { return s.inter; }
+
+    __device__ __forceinline__ void set(dsv2i_tile_source<T> &from, const work &at) const
+    {
+        static_assert(T::b_rows % 16 == 0, "all of a thread's rows are of gate, or all of up");
         const int b_row = dsv2i_tile_b_row<T>(0), is_up = b_row / 8 % 2;
-        int i_tile, column;
+        const dsv2i_cuda_expert *e = experts + at.rows.expert;
 
-        place(item, n_tiles, across, &i_tile, &column);
-        const dsv2i_cuda_tile at = tile_of(p, i_tile, T::m, n_rows);
-        const dsv2i_cuda_expert *e = experts + at.expert;
+        from.a = x;
         from.b = is_up ? e->up : e->gate;
         from.scale = is_up ? e->up_scale : e->gate_scale;
-        column *= T::n / 2;
+        from.cols = s.hidden;
+        from.scale_cols = s.gate_up.cols;
 #pragma unroll
         for (int i = 0; i < T::a_parts; i++) {
-            const int row = at.first + min(dsv2i_tile_a_row<T>(i), at.count - 1);
+            const int row = at.rows.first + min(dsv2i_tile_a_row<T>(i), at.rows.count - 1);
             from.a_row[i] = (uint32_t)(p.entry ? p.entry[row] / s.top_k : row) * (uint32_t)s.hidden;
         }
+        const int scales = T::fp8 ? (s.hidden + s.gate_up.cols - 1) / s.gate_up.cols : 0;
 #pragma unroll
         for (int i = 0; i < T::b_parts; i++)
-            dsv2i_tile_set_b(from, i, column + dsv2i_tile_b_row<T>(i) / 16 * 8 + b_row % 8, s.inter, s.up.rows, scales);
-        dsv2i_tile_multiply(tile, from, (char *)dsv2i_shared());
+            dsv2i_tile_set_b(from, i, at.column + dsv2i_tile_b_row<T>(i) / 16 * 8 + b_row % 8, s.inter, s.gate_up.rows, scales);
+    }
+
+    __device__ __forceinline__ void store(const T &tile, const work &at) const
+    {
+        const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 
 #pragma unroll
         for (int i = 0; i < T::m16; i++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = (warp / T::warps_n * T::m16 + i) * 16 + lane / 4 + 8 * half;
-                uint16_t *to = h + (size_t)(at.first + row) * (size_t)s.inter;
+                uint16_t *const to = h + (size_t)(at.rows.first + row) * (size_t)s.inter;
 
+                if (row >= at.rows.count)
+                    continue;
 #pragma unroll
                 for (int j = 0; j < T::n8; j += 2) {
-                    const int c = column + (warp % T::warps_n * T::n8 + j) * 4 + lane % 4 * 2;
+                    const int c = at.column + (warp % T::warps_n * T::n8 + j) * 4 + lane % 4 * 2;
                     float v[2];
 
 #pragma unroll
@@ -99,7 +106,7 @@ static __global__ void __launch_bounds__(T::threads)
                         const float gate = tile.sum[i][j][2 * half + k];
                         v[k] = gate / (1.0f + expf(-gate)) * tile.sum[i][j + 1][2 * half + k];
                     }
-                    if (row >= at.count || c >= s.inter)
+                    if (c >= s.inter)
                         continue;
                     if (s.inter % 2 == 0) {
                         *(uint32_t *)(to + c) = dsv2i_bf16x2(v[0], v[1]);
@@ -111,38 +118,39 @@ static __global__ void __launch_bounds__(T::threads)
                 }
             }
     }
-}
+};
 
-template <class T>
-static __global__ void __launch_bounds__(T::threads)
-    down_kernel(const dsv2i_cuda_step *step, float *y, uint16_t *out, const uint16_t *h, const dsv2i_cuda_expert *experts,
-                dsv2i_cuda_permutation p, shape s)
-{
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, across = (s.hidden + T::n - 1) / T::n;
-    dsv2i_tile_source<T> from;
-    T tile;
+template <class T> struct down_product {
+    static const int columns = T::n;
+    const dsv2i_cuda_step *step;
+    float *y;
+    uint16_t *out;
+    const uint16_t *h;
+    const dsv2i_cuda_expert *experts;
+    dsv2i_cuda_permutation p;
+    shape s;
 
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    const int n_rows = step->n_rows, n_tiles = p.entry ? *p.n_tiles : (n_rows + T::m - 1) / T::m;
-    from.a = h;
-    from.cols = s.inter;
-    const int scales = scales_across(from, s.down);
-    for (int item = (int)blockIdx.x; item < n_tiles * across; item += (int)gridDim.x) {
-        int i_tile, column;
+    __device__ __forceinline__ int width() const { return s.hidden; }
 
-        place(item, n_tiles, across, &i_tile, &column);
-        const dsv2i_cuda_tile at = tile_of(p, i_tile, T::m, n_rows);
-        from.b = experts[at.expert].down;
-        from.scale = experts[at.expert].down_scale;
-        column *= T::n;
+    __device__ __forceinline__ void set(dsv2i_tile_source<T> &from, const work &at) const
+    {
+        from.a = h;
+        from.b = experts[at.rows.expert].down;
+        from.scale = experts[at.rows.expert].down_scale;
+        from.cols = s.inter;
+        from.scale_cols = s.down.cols;
 #pragma unroll
         for (int i = 0; i < T::a_parts; i++)
-            from.a_row[i] = (uint32_t)(at.first + min(dsv2i_tile_a_row<T>(i), at.count - 1)) * (uint32_t)s.inter;
+            from.a_row[i] = (uint32_t)(at.rows.first + min(dsv2i_tile_a_row<T>(i), at.rows.count - 1)) * (uint32_t)s.inter;
+        const int scales = T::fp8 ? (s.inter + s.down.cols - 1) / s.down.cols : 0;
 #pragma unroll
         for (int i = 0; i < T::b_parts; i++)
-            dsv2i_tile_set_b(from, i, column + dsv2i_tile_b_row<T>(i), s.hidden, s.down.rows, scales);
-        dsv2i_tile_multiply(tile, from, (char *)dsv2i_shared());
+            dsv2i_tile_set_b(from, i, at.column + dsv2i_tile_b_row<T>(i), s.hidden, s.down.rows, scales);
+    }
+
+    __device__ __forceinline__ void store(const T &tile, const work &at) const
+    {
+        const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 
 #pragma unroll
         for (int i = 0; i < T::m16; i++)
@@ -150,12 +158,12 @@ static __global__ void __launch_bounds__(T::threads)
             for (int half = 0; half < 2; half++) {
                 const int row = (warp / T::warps_n * T::m16 + i) * 16 + lane / 4 + 8 * half;
 
-                if (row >= at.count)
+                if (row >= at.rows.count)
                     continue;
-                const size_t to = (size_t)(p.entry ? p.entry[at.first + row] : at.first + row) * (size_t)s.hidden;
+                const size_t to = (size_t)(p.entry ? p.entry[at.rows.first + row] : at.rows.first + row) * (size_t)s.hidden;
 #pragma unroll
                 for (int j = 0; j < T::n8; j++) {
-                    const int c = column + (warp % T::warps_n * T::n8 + j) * 8 + lane % 4 * 2;
+                    const int c = at.column + (warp % T::warps_n * T::n8 + j) * 8 + lane % 4 * 2;
                     const float v = tile.sum[i][j][2 * half], next = tile.sum[i][j][2 * half + 1];
 
                     if (c >= s.hidden)
@@ -174,6 +182,44 @@ static __global__ void __launch_bounds__(T::threads)
                     }
                 }
             }
+    }
+};
+
+/* A block's items one after another; the next's first copies are under way while the sums of one are stored. */
+template <class T, template <class> class Product>
+static __global__ void __launch_bounds__(T::threads) product_kernel(Product<T> product)
+{
+    char *const shared = (char *)dsv2i_shared();
+    const int across = (product.width() + Product<T>::columns - 1) / Product<T>::columns;
+    int item = (int)blockIdx.x;
+    dsv2i_tile_source<T> from;
+    work at, next = {};
+    T tile;
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int n_tiles = tiles_of(product.step, product.p, T::m), n_rows = product.step->n_rows;
+    const auto begin = [&] {
+        int i;
+
+        place(item, n_tiles, across, &i, &next.column);
+        next.rows = tile_of(product.p, i, T::m, n_rows);
+        next.column *= Product<T>::columns;
+        product.set(from, next);
+        dsv2i_tile_begin_b(from, shared);
+        dsv2i_tile_begin_a(from, shared);
+    };
+
+    if (item < n_tiles * across)
+        begin();
+    while (item < n_tiles * across) {
+        dsv2i_tile_multiply(tile, from, shared);
+        at = next;
+        item += (int)gridDim.x;
+        __syncthreads(); /* what the next copies go over has been read */
+        if (item < n_tiles * across)
+            begin();
+        product.store(tile, at);
     }
 }
 
@@ -249,15 +295,19 @@ static parts lay_out(void *scratch, int32_t max_rows, int32_t top_k, const dsv2i
     return to;
 }
 
-/* Scales of a weight (rows, cols), in numbers that can be divided by. */
-static dsv2i_cuda_scales geometry(const dsv2i_cuda_scales &s, int rows, int cols)
-{
-    return {s.rows ? s.rows : rows, s.rows && s.cols ? s.cols : cols};
-}
-
 size_t dsv2i_cuda_experts_many_scratch(int32_t max_rows, int32_t top_k, const struct dsv2i_cuda_experts *of)
 {
     return lay_out(nullptr, max_rows, top_k, of).bytes;
+}
+
+/* As many blocks as there is work for at most, or as find room (a block takes 1,024 bytes more than it asks for). */
+template <class T, template <class> class Product>
+static cudaError_t launch_product(const dsv2i_cuda_launch *to, const Product<T> &product, int tiles)
+{
+    const int across = (product.width() + Product<T>::columns - 1) / Product<T>::columns;
+    const int stay = to->n_sms * max(dsv2i_most_shared(to->sm) / (T::shared + 1024), 1);
+
+    return dsv2i_launch(to, product_kernel<T, Product>, dim3((unsigned)min(stay, tiles * across)), T::threads, T::shared, product);
 }
 
 template <class T>
@@ -266,20 +316,16 @@ static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *st
 {
     const parts in = lay_out(scratch, to->max_rows, top_k, of);
     const dsv2i_cuda_permutation p = idx ? in.p : dsv2i_cuda_permutation{};
-    const shape s = {of->hidden, of->inter, top_k, geometry(of->up_scales, of->inter, of->hidden),
-                     geometry(of->down_scales, of->hidden, of->inter)};
+    const shape s = {of->hidden, of->inter, top_k, of->gate_up, of->down};
     const int entries = to->max_rows * top_k, tiles = entries / T::m + min(idx ? of->n : 1, entries);
-    const int stay = to->n_sms * (dsv2i_most_shared(to->sm) / (T::shared + 1024));
     cudaError_t e = cudaSuccess;
 
     if (idx)
         e = dsv2i_cuda_moe_permute(to, step, &p, idx, top_k, of->n, T::m);
     if (!e)
-        e = dsv2i_launch(to, up_kernel<T>, dim3((unsigned)min(stay, tiles * ((s.inter + T::n / 2 - 1) / (T::n / 2)))), T::threads, T::shared,
-                         step, in.h, x, of->expert, p, s);
+        e = launch_product(to, up_product<T>{step, in.h, x, of->expert, p, s}, tiles);
     if (!e)
-        e = dsv2i_launch(to, down_kernel<T>, dim3((unsigned)min(stay, tiles * ((s.hidden + T::n - 1) / T::n))), T::threads, T::shared, step,
-                         y, in.out, in.h, of->expert, p, s);
+        e = launch_product(to, down_product<T>{step, y, in.out, in.h, of->expert, p, s}, tiles);
     if (e || !idx)
         return e;
     const int width = s.hidden % 8 ? 1 : 8, threads = 128;
@@ -303,6 +349,8 @@ static cudaError_t choose(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *st
         return launch<dsv2i_tile<32, 64, 1, 4, 5, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
     if (each <= 96 || largest::shared > dsv2i_most_shared(to->sm))
         return launch<dsv2i_tile<64, 128, 2, 2, 3, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
+    if (to->sm == 90 && !to->invariant)
+        return launch<dsv2i_warpgroup_tile<128, fp8 ? 128 : 256, fp8 ? 5 : 4, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
     return launch<largest>(to, step, y, x, of, idx, weight, top_k, scratch);
 }
 

@@ -1,7 +1,7 @@
 /* Products with many rows: the tile of y = x W^T that a block works out with mma, and how it gets what it multiplies.
  *
  * A block has m rows of x (bf16) against n rows of W (bf16, or e4m3 codes with scales).  Both are brought by cp.async in steps of 64
- * columns, stages - 1 steps ahead, into rows of 128 bytes of shared memory; unit u of 16 bytes of row r lies at u ^ r % 8, so that what
+ * columns, some stages ahead, into rows of 128 bytes of shared memory; unit u of 16 bytes of row r lies at u ^ r % 8, so that what
  * ldmatrix reads at once, and what a warp writes at once, is in different banks.
  *
  *     step       k          k + 1      ...  k + stages - 1
@@ -24,9 +24,11 @@
 #include "convert.cuh"
 #include "matrix.cuh"
 
-/* wide: rows begin at multiples of 16 bytes; else elements come one by one. */
-template <int m_, int n_, int warps_m_, int warps_n_, int stages_, bool fp8_, bool wide_ = true> struct dsv2i_tile {
-    static const int m = m_, n = n_, warps_m = warps_m_, warps_n = warps_n_, stages = stages_;
+/* wide: rows begin at multiples of 16 bytes; else elements come one by one.  ahead: steps that are under way at most; widened: buffers
+ * for what was e4m3. */
+template <int m_, int n_, int warps_m_, int warps_n_, int stages_, bool fp8_, bool wide_ = true, int ahead_ = stages_ - 1, int widened_ = 2>
+struct dsv2i_tile {
+    static const int m = m_, n = n_, warps_m = warps_m_, warps_n = warps_n_, stages = stages_, ahead = ahead_, widened = widened_;
     static const bool fp8 = fp8_, wide = wide_;
     static const int k = 64, threads = 32 * warps_m * warps_n;
     static const int m16 = m / warps_m / 16, n8 = n / warps_n / 8;       /* of a warp */
@@ -34,7 +36,7 @@ template <int m_, int n_, int warps_m_, int warps_n_, int stages_, bool fp8_, bo
     static const int a_parts = m / a_rows, b_parts = n / b_rows;
     static const int a_bytes = 2 * k * m, b_bytes = (fp8 ? k : 2 * k) * n, scale_bytes = fp8 ? k / 16 * 4 * n : 0;
     static const int stage_bytes = a_bytes + b_bytes + scale_bytes, wide_bytes = fp8 ? 2 * k * n : 0;
-    static const int shared = stages * stage_bytes + 2 * wide_bytes;
+    static const int shared = stages * stage_bytes + widened * wide_bytes;
     static_assert(a_parts * a_rows == m && b_parts * b_rows == n && n8 % 2 == 0 && m16 > 0, "threads share the tile evenly");
 
     float sum[m16][n8][4];
@@ -80,7 +82,7 @@ template <bool wide, class E> __device__ __forceinline__ void dsv2i_tile_copy(vo
     }
 }
 
-template <class T> __device__ __forceinline__ void dsv2i_tile_fetch(const dsv2i_tile_source<T> &from, char *stage, int step)
+template <class T> __device__ __forceinline__ void dsv2i_tile_fetch_a(const dsv2i_tile_source<T> &from, char *stage, int step)
 {
     const int unit = (int)threadIdx.x % 8;
     int col = step * T::k + unit * 8, some = min(max(from.cols - col, 0), 8);
@@ -91,28 +93,57 @@ template <class T> __device__ __forceinline__ void dsv2i_tile_fetch(const dsv2i_
         const int r = dsv2i_tile_a_row<T>(i);
         dsv2i_tile_copy<T::wide>(stage + r * 128 + 16 * (unit ^ r % 8), from.a + from.a_row[i] + col, some);
     }
-    stage += T::a_bytes;
-    if (!T::fp8) {
-#pragma unroll
-        for (int i = 0; i < T::b_parts; i++) {
-            const int r = dsv2i_tile_b_row<T>(i);
-            dsv2i_tile_copy<T::wide>(stage + r * 128 + 16 * (unit ^ r % 8), (const uint16_t *)from.b + from.b_row[i] + col, some);
-        }
-        return;
-    }
-    const int quarter = (int)threadIdx.x % 4;
-    int scale_col;
+}
 
-    col = step * T::k + quarter * 16;
-    some = min(max(from.cols - col, 0), 16);
+template <class T> __device__ __forceinline__ void dsv2i_tile_fetch_b(const dsv2i_tile_source<T> &from, char *stage, int step)
+{
+    const int units = T::fp8 ? 4 : 8, unit = (int)threadIdx.x % units, each = T::fp8 ? 16 : 8;
+    int col = step * T::k + unit * each, some = min(max(from.cols - col, 0), each);
+
+    stage += T::a_bytes;
     col = some ? col : 0;
-    scale_col = col / from.scale_cols;
+    const int scale_col = T::fp8 ? col / from.scale_cols : 0;
 #pragma unroll
     for (int i = 0; i < T::b_parts; i++) {
         const int r = dsv2i_tile_b_row<T>(i);
-        dsv2i_tile_copy<T::wide>(stage + r * 64 + 16 * quarter, (const uint8_t *)from.b + from.b_row[i] + col, some);
-        dsv2i_copy<4>(stage + T::b_bytes + (r * 4 + quarter) * 4, from.scale + from.scale_row[i] + scale_col);
+
+        if (T::fp8) {
+            dsv2i_tile_copy<T::wide>(stage + r * 64 + 16 * unit, (const uint8_t *)from.b + from.b_row[i] + col, some);
+            dsv2i_copy<4>(stage + T::b_bytes + (r * 4 + unit) * 4, from.scale + from.scale_row[i] + scale_col);
+        } else {
+            dsv2i_tile_copy<T::wide>(stage + r * 128 + 16 * (unit ^ r % 8), (const uint16_t *)from.b + from.b_row[i] + col, some);
+        }
     }
+}
+
+/* The first steps.  W before x, of which it may be known later.  Before it a barrier, if the block had another tile. */
+template <class T> __device__ __forceinline__ void dsv2i_tile_begin_b(const dsv2i_tile_source<T> &from, char *shared)
+{
+#pragma unroll
+    for (int s = 0; s < T::ahead; s++)
+        if (s * T::k < from.cols)
+            dsv2i_tile_fetch_b(from, shared + s * T::stage_bytes, s);
+}
+template <class T> __device__ __forceinline__ void dsv2i_tile_begin_a(const dsv2i_tile_source<T> &from, char *shared)
+{
+#pragma unroll
+    for (int s = 0; s < T::ahead; s++) {
+        if (s * T::k < from.cols)
+            dsv2i_tile_fetch_a(from, shared + s * T::stage_bytes, s);
+        dsv2i_copy_commit();
+    }
+}
+
+/* A later step. */
+template <class T> __device__ __forceinline__ void dsv2i_tile_go_on(const dsv2i_tile_source<T> &from, char *shared, int step)
+{
+    char *const stage = shared + step % T::stages * T::stage_bytes;
+
+    if (step * T::k < from.cols) {
+        dsv2i_tile_fetch_a(from, stage, step);
+        dsv2i_tile_fetch_b(from, stage, step);
+    }
+    dsv2i_copy_commit();
 }
 
 /* A thread's own codes of a stage to bf16. */
@@ -167,12 +198,9 @@ template <class T> __device__ __forceinline__ void dsv2i_tile_step(T &tile, cons
     }
 }
 
-/* All of the tile; all threads of the block call it. */
+/* All of the tile, once it has begun; all threads of the block call it. */
 template <class T> __device__ __forceinline__ void dsv2i_tile_multiply(T &tile, const dsv2i_tile_source<T> &from, char *shared)
 {
-    const int steps = (from.cols + T::k - 1) / T::k;
-    char *const widened = shared + T::stages * T::stage_bytes;
-
 #pragma unroll
     for (int i = 0; i < T::m16; i++)
 #pragma unroll
@@ -180,24 +208,15 @@ template <class T> __device__ __forceinline__ void dsv2i_tile_multiply(T &tile, 
 #pragma unroll
             for (int c = 0; c < 4; c++)
                 tile.sum[i][j][c] = 0;
-    __syncthreads(); /* the last tile has been read */
-#pragma unroll
-    for (int s = 0; s < T::stages - 1; s++) {
-        if (s < steps)
-            dsv2i_tile_fetch(from, shared + s * T::stage_bytes, s);
-        dsv2i_copy_commit();
-    }
-    for (int s = 0; s < steps; s++) {
-        const int next = s + T::stages - 1;
-        char *const stage = shared + s % T::stages * T::stage_bytes, *const wide = widened + s % 2 * T::wide_bytes;
+    for (int s = 0; s * T::k < from.cols; s++) {
+        char *const stage = shared + s % T::stages * T::stage_bytes;
+        char *const wide = shared + T::stages * T::stage_bytes + s % T::widened * T::wide_bytes;
 
-        dsv2i_copy_wait<T::stages - 2>();
+        dsv2i_copy_wait<T::ahead - 1>();
         if (T::fp8)
             dsv2i_tile_widen<T>(wide, stage);
         __syncthreads();
-        if (next < steps)
-            dsv2i_tile_fetch(from, shared + next % T::stages * T::stage_bytes, next);
-        dsv2i_copy_commit();
+        dsv2i_tile_go_on(from, shared, s + T::ahead);
         dsv2i_tile_step(tile, stage, T::fp8 ? wide : stage + T::a_bytes);
     }
 }

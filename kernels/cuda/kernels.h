@@ -26,14 +26,14 @@ struct dsv2i_cuda_step {
     float *rope;                      /* (n_rows, qk_rope_head_dim): cos, sin of each pair's angle, times rope_multiplier */
 };
 
-/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes.
- * Of F8_E4M3 each has its scales, as struct dsv2i_weight says; else they are not used. */
+/* An expert's weights, or those of a dense layer: device memory, (inter, hidden) twice and (hidden, inter), aligned to 16 bytes; and their
+ * scales, NULL unless the type is F8_E4M3. */
 struct dsv2i_cuda_expert {
     const void *gate, *up, *down;
     const float *gate_scale, *up_scale, *down_scale;
 };
 
-/* Elements of a column and of a row of a weight that share a scale; rows of 0: the whole weight does. */
+/* Elements of a column, and of a row, that share a scale (scale_rows, scale_cols of struct dsv2i_weight); not used by other types. */
 struct dsv2i_cuda_scales {
     int32_t rows, cols;
 };
@@ -159,7 +159,7 @@ cudaError_t dsv2i_cuda_moe_permute(const struct dsv2i_cuda_launch *to, const str
 struct dsv2i_cuda_experts {
     const struct dsv2i_cuda_expert *expert; /* (n), device memory */
     int32_t n, dtype, hidden, inter;
-    struct dsv2i_cuda_scales up_scales, down_scales; /* of gate and up; of down */
+    struct dsv2i_cuda_scales gate_up, down;
 };
 
 /* Bytes of scratch, aligned to 256. */

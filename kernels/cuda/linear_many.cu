@@ -8,7 +8,7 @@
  * so neither on max_rows.
  *
  * SPDX-License-Identifier: MIT */
-#include "gemm.cuh"
+#include "gemm_sm90.cuh"
 #include "launch.cuh"
 
 /* Where and how y goes. */
@@ -43,27 +43,32 @@ static __global__ void __launch_bounds__(T::threads)
 {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const int row = (int)blockIdx.x * T::m, col = (int)blockIdx.y * T::n;
+    const int across = T::fp8 ? (w.cols + w.scale_cols - 1) / w.scale_cols : 0;
+    char *const shared = (char *)dsv2i_shared();
     dsv2i_tile_source<T> from;
     T tile;
 
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    const int n_rows = step->n_rows;
-    if (row >= n_rows)
-        return;
     from.a = x;
     from.b = w.data;
     from.scale = w.scale;
     from.cols = w.cols;
     from.scale_cols = w.scale_cols;
-    const int across = T::fp8 ? (w.cols + w.scale_cols - 1) / w.scale_cols : 0;
-#pragma unroll
-    for (int i = 0; i < T::a_parts; i++)
-        from.a_row[i] = (uint32_t)min(row + dsv2i_tile_a_row<T>(i), n_rows - 1) * (uint32_t)w.cols;
 #pragma unroll
     for (int i = 0; i < T::b_parts; i++)
         dsv2i_tile_set_b(from, i, col + dsv2i_tile_b_row<T>(i), w.rows, w.scale_rows, across);
-    dsv2i_tile_multiply(tile, from, (char *)dsv2i_shared());
+    dsv2i_tile_begin_b(from, shared); /* no launch writes weights */
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int n_rows = step->n_rows;
+    if (row >= n_rows) {
+        dsv2i_copy_wait_all();
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < T::a_parts; i++)
+        from.a_row[i] = (uint32_t)min(row + dsv2i_tile_a_row<T>(i), n_rows - 1) * (uint32_t)w.cols;
+    dsv2i_tile_begin_a(from, shared);
+    dsv2i_tile_multiply(tile, from, shared);
 
 #pragma unroll
     for (int i = 0; i < T::m16; i++)
@@ -117,6 +122,9 @@ static cudaError_t choose(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *st
         return launch<dsv2i_tile<64, 64, 2, 2, 4, fp8>>(to, step, y, x, w);
     if (blocks(to, w, 128, 128) < to->n_sms || largest::shared > dsv2i_most_shared(to->sm))
         return launch<dsv2i_tile<64, 128, 2, 2, 3, fp8>>(to, step, y, x, w);
+    if (to->sm == 90 && !to->invariant)
+        return blocks(to, w, 128, 256) < to->n_sms || fp8 ? launch<dsv2i_warpgroup_tile<128, 128, fp8 ? 5 : 6, fp8>>(to, step, y, x, w)
+                                                          : launch<dsv2i_warpgroup_tile<128, 256, 4, false>>(to, step, y, x, w);
     return launch<largest>(to, step, y, x, w);
 }
 

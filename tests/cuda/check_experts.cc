@@ -109,7 +109,7 @@ void check_to_bf16(int n, int dim)
 }
 
 /* A row's bits are compared for launches of all of max_rows, each of which may choose another tile. */
-void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> max_rows, int n_sms = 4)
+void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> max_rows, int n_sms = 4, int invariant = 1)
 {
     const int greatest = *std::max_element(max_rows.begin(), max_rows.end()), more = std::max(3, greatest - n);
     Step step(zeros(n), {}, {}, 1, 2);
@@ -129,6 +129,7 @@ void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> 
         const bool all = first.empty();
         dsv2i_cuda_launch to = launch_for(most);
         to.n_sms = n_sms;
+        to.invariant = invariant;
         uint16_t *x_half = unset<uint16_t>(x.full.size()), *y_half = unset<uint16_t>(start.size());
         float *y = unset<float>(start.size()), *y_more = up(start);
 
@@ -241,7 +242,8 @@ void check_permute(int n, int top_k, int n_experts, int tile_rows, bool even, in
 }
 
 /* n_experts of 0: a dense layer. */
-void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden, int inter, std::vector<int> max_rows, bool even = true)
+void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden, int inter, std::vector<int> max_rows, bool even = true,
+                   int invariant = 1)
 {
     const int greatest = *std::max_element(max_rows.begin(), max_rows.end()), more = std::max(3, greatest - n), held = std::max(n_experts, 1);
     Rows x(n, more, hidden);
@@ -258,7 +260,9 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
         const std::vector<Matrix> &m = experts.back();
         table.push_back({m[0].device.data, m[1].device.data, m[2].device.data, m[0].device.scale, m[1].device.scale, m[2].device.scale});
     }
-    const dsv2i_cuda_experts of = {up(table), n_experts, kind.dtype, hidden, inter, {kind.rows, kind.cols}, {kind.rows, kind.cols}};
+    const dsv2i_cuda_experts of = {up(table), n_experts, kind.dtype, hidden, inter,
+                                   {experts[0][0].device.scale_rows, experts[0][0].device.scale_cols},
+                                   {experts[0][2].device.scale_rows, experts[0][2].device.scale_cols}};
     for (int i = 0; i < n; i++) {
         std::vector<double> y((size_t)hidden);
         for (int j = 0; j < top_k; j++) {
@@ -277,6 +281,7 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
         Step now(zeros(std::min(n, most)), {}, {}, 1, 2);
         const size_t size = (size_t)(now.rows * hidden);
         dsv2i_cuda_launch to = launch_for(most);
+        to.invariant = invariant;
         uint16_t *x_half = unset<uint16_t>(x.full.size());
         float *y = up(start), *weight_device = n_experts ? up(weight) : nullptr;
         int32_t *idx_device = n_experts ? up(idx) : nullptr;
@@ -321,17 +326,24 @@ int main()
             check_linear(kind, 16, 530, 80, all ? std::vector<int>{16, 60} : std::vector<int>{16}); /* 16 x 64, 64 x 64; tails of both */
         });
         run("linear_many, 200 rows" + of, 1, [=] {
-            check_linear(kind, 200, 200, 176, {200, 1, 40}); /* 128 x 128 */
+            check_linear(kind, 200, 200, 176, all ? std::vector<int>{200, 1, 40} : std::vector<int>{200}); /* 128 x 128 */
             if (all)
                 check_linear(kind, 140, 200, 176, {140, 300}, 6); /* 64 x 128 */
         });
+        if (all) {
+            run("linear_many, warpgroups" + of, 2, [=] { /* so many steps that stages are used again */
+                check_linear(kind, 70, 200, 400, {130}, 1, 0);     /* 128 x 128 of e4m3, 128 x 256 of bf16 */
+                if (kind.dtype == DSV2I_BF16)
+                    check_linear(kind, 60, 200, 464, {130}, 4, 0); /* 128 x 128 */
+            });
+        }
         run("linear_many, rows that are not aligned" + of, 1, [=] {
             check_linear(kind, 18, 67, 77, {18, 1});
             check_linear(kind, 3, 3, kind.dtype == DSV2I_BF16 ? 6 : 40, {3});
         });
         run("NaN" + of, 1, [=] { check_nan(kind); });
     }
-    run("linear_many, 576 x 2048", 1, [] { check_linear(bf16, 1, 576, 2048, {1}); });
+    run("linear_many, 96 x 2048", 1, [] { check_linear(bf16, 1, 96, 2048, {1}); });
     run("linear_many, 48 x 10944", 1, [] { check_linear(bf16, 1, 48, 10944, {1}); });
 
     run("moe_permute", 2, [] {
@@ -356,6 +368,11 @@ int main()
             run("experts_many, 64 experts" + of, 1, [=] { check_experts(kind, 40, 6, 64, 80, 48, {40, 1, 200}); });
         run("experts_many, 160 experts" + of, 1, [=] { check_experts(kind, 30, 6, 160, 48, 32, {30}, false); });
         run("experts_many, two get most rows" + of, 1, [=] { check_experts(kind, 150, 2, 6, 144, 96, all ? std::vector<int>{150, 450, 40} : std::vector<int>{150}, false); });
+        if (all)
+            run("experts_many, warpgroups" + of, 1, [=] {
+                check_experts(kind, 140, 2, 3, 400, 336, {140, 160}, true, 0);
+                check_experts(kind, 130, 1, 0, 272, 160, {130}, true, 0);
+            });
         run("experts_many, odd widths" + of, 1, [=] { check_experts(kind, 20, 3, 8, 77, 45, {20, 1}); });
         run("a dense layer" + of, 1, [=] { check_experts(kind, 135, 1, 0, 80, 208, {135, 10, 33, 70}); });
     }

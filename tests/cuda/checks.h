@@ -158,14 +158,6 @@ struct Step {
 
 std::vector<int32_t> zeros(int n) { return std::vector<int32_t>((size_t)n); }
 
-[[maybe_unused]] std::vector<double> frequencies(int rope)
-{
-    std::vector<double> f;
-    for (int i = 0; i < rope / 2; i++)
-        f.push_back(pow(10000, -2.0 * i / rope));
-    return f;
-}
-
 /* A weight of the host with its copy in device memory. */
 struct Weight {
     std::vector<float> full;

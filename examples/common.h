@@ -124,7 +124,10 @@ struct options {
     "  --batch N              prompt tokens computed at a time (default 256)\n" \
     "  --threads N            worker threads (default: one per core)\n" \
     "  --cpu best|reference|avx2|avx512     instruction set (default best)\n" \
-    "  --read                 read the weights into memory instead of mapping them\n"
+    "  --read                 read the weights into memory instead of mapping them\n" \
+    "  --backend cpu|cuda     where to compute (default cpu)\n" \
+    "  --device N             cuda: which device (default 0)\n" \
+    "  --cuda-module FILE     cuda: libdsv2-cuda.so (default: the one beside the library)\n"
 
 static inline void print_warning(void *user, int32_t level, const char *text)
 {
@@ -147,6 +150,7 @@ static inline int model_option(struct options *o, int argc, char **argv, int *i)
 {
     static const char *const attention[] = {"absorbed", "expanded", "auto", NULL};
     static const char *const cpu[] = {"best", "reference", "avx2", "avx512", NULL};
+    static const char *const backend[] = {"cpu", "cuda", NULL};
     const char *v;
 
     if ((v = value_of(argc, argv, i, "--ctx")))
@@ -161,6 +165,12 @@ static inline int model_option(struct options *o, int argc, char **argv, int *i)
         o->context.n_threads = (int32_t)integer("--threads", v, 0, INT32_MAX);
     else if ((v = value_of(argc, argv, i, "--cpu")))
         o->context.cpu_level = choice("--cpu", v, cpu) - 1; /* DSV2_CPU_BEST is -1 */
+    else if ((v = value_of(argc, argv, i, "--backend")))
+        o->context.backend = choice("--backend", v, backend); /* DSV2_BACKEND_* */
+    else if ((v = value_of(argc, argv, i, "--device")))
+        o->context.device = (int32_t)integer("--device", v, 0, INT32_MAX);
+    else if ((v = value_of(argc, argv, i, "--cuda-module")))
+        o->context.cuda_module = v;
     else if (!strcmp(argv[*i], "--read"))
         o->model.load_mode = DSV2_LOAD_READ;
     else

@@ -3,7 +3,7 @@
  * Tolerances.  Products of two bf16 numbers are exact in fp32; a sum of c columns is rounded once for every 16, each time by at most 2^-24
  * of a partial sum, for which a few times the final sums' size stands: sums() below.  The weights of the reference are those that the
  * kernels define, bf16(code * scale).  Where a kernel rounds a sum to bf16 on the way, so does the reference; now and then the two round to
- * different neighbours, 2^-8 apart, which may be seen in few elements only.
+ * different neighbours, at most 2^-7 of it apart, which may be seen in few elements only.
  *
  * SPDX-License-Identifier: MIT */
 #include "checks.h"
@@ -251,7 +251,7 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
     std::vector<int32_t> idx = choose(n, top_k, held, even);
     std::vector<std::vector<Matrix>> experts;
     std::vector<dsv2i_cuda_expert> table;
-    std::vector<double> want;
+    std::vector<double> want, size_of; /* and the sum of the slots' magnitudes */
     const float *x_device = up(x.full);
 
     idx.resize((size_t)((n + more) * top_k), 1 << 30);
@@ -264,16 +264,20 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
                                    {experts[0][0].device.scale_rows, experts[0][0].device.scale_cols},
                                    {experts[0][2].device.scale_rows, experts[0][2].device.scale_cols}};
     for (int i = 0; i < n; i++) {
-        std::vector<double> y((size_t)hidden);
+        std::vector<double> y((size_t)hidden), all((size_t)hidden);
         for (int j = 0; j < top_k; j++) {
             const std::vector<Matrix> &m = experts[n_experts ? (size_t)idx[(size_t)(i * top_k + j)] : 0];
             std::vector<double> gate = m[0].times(&x.value[(size_t)(i * hidden)]), h = m[1].times(&x.value[(size_t)(i * hidden)]);
             for (size_t k = 0; k < h.size(); k++)
                 h[k] = rounded(gate[k] / (1 + exp(-gate[k])) * h[k]);
             std::vector<double> out = m[2].times(h.data());
-            for (size_t k = 0; k < y.size(); k++)
-                y[k] += n_experts ? (double)weight[(size_t)(i * top_k + j)] * rounded(out[k]) : out[k];
+            for (size_t k = 0; k < y.size(); k++) {
+                double slot = n_experts ? (double)weight[(size_t)(i * top_k + j)] * rounded(out[k]) : out[k];
+                y[k] += slot;
+                all[k] += fabs(slot);
+            }
         }
+        size_of.insert(size_of.end(), all.begin(), all.end());
         for (size_t k = 0; k < y.size(); k++)
             want.push_back(y[k] + (double)start[(size_t)(i * hidden) + k]);
     }
@@ -296,16 +300,17 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
             first.assign(got.begin(), got.begin() + (long)size);
         for (size_t i = 0; i < std::min(size, first.size()); i++)
             expect(!memcmp(&first[i], &got[i], 4), "max_rows %d: other bits at %zu", most, i);
-        got.resize(size);
-        std::vector<double> mine(want.begin(), want.begin() + (long)size);
         double square = 0;
         size_t apart = 0;
-        for (double w : mine)
-            square += w * w / (double)size;
         for (size_t i = 0; i < size; i++)
-            apart += fabs((double)got[i] - mine[i]) > (sums(hidden) + sums(inter)) * fmax(fabs(mine[i]), sqrt(square));
+            square += want[i] * want[i] / (double)size;
+        for (size_t i = 0; i < size; i++) {
+            double error = fabs((double)got[i] - want[i]);
+            apart += error > (sums(hidden) + sums(inter)) * fmax(fabs(want[i]), sqrt(square));
+            expect(error <= 0x1p-7 * (size_of[i] + sqrt(square)), "max_rows %d: error %.3g at %zu: %.9g for %.9g", most, error, i, (double)got[i],
+                   want[i]);
+        }
         expect(apart <= 2 + size / 20, "max_rows %d: %zu of %zu elements are off", most, apart, size);
-        close_to(got, mine, 0x1p-7);
     }
 }
 
@@ -370,8 +375,8 @@ int main()
         run("experts_many, two get most rows" + of, 1, [=] { check_experts(kind, 150, 2, 6, 144, 96, all ? std::vector<int>{150, 450, 40} : std::vector<int>{150}, false); });
         if (all)
             run("experts_many, warpgroups" + of, 1, [=] {
-                check_experts(kind, 140, 2, 3, 400, 336, {140, 160}, true, 0);
-                check_experts(kind, 130, 1, 0, 272, 160, {130}, true, 0);
+                check_experts(kind, 20, 2, 6, 336, 72, {300}, true, 0);
+                check_experts(kind, 130, 1, 0, 80, 336, {130}, true, 0);
             });
         run("experts_many, odd widths" + of, 1, [=] { check_experts(kind, 20, 3, 8, 77, 45, {20, 1}); });
         run("a dense layer" + of, 1, [=] { check_experts(kind, 135, 1, 0, 80, 208, {135, 10, 33, 70}); });

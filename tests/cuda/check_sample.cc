@@ -22,7 +22,7 @@ enum Kind { NORMAL, COARSE, EQUAL, FLAT, PEAKED, HUGE_RANGE, MASKED, ZEROS, TWO,
 
 std::vector<float> logits_of(int kind, int n)
 {
-    std::vector<float> l = normals((size_t)n, kind == FLAT ? 0.01f : kind == PEAKED ? 30.0f : 3.0f);
+    std::vector<float> l = normals((size_t)n, kind == FLAT ? 0.001f : kind == PEAKED ? 30.0f : 3.0f);
 
     for (int i = 0; i < n; i++) {
         float &x = l[(size_t)i];
@@ -82,7 +82,7 @@ Row random_row(int n, int kind)
     if (once_in(3))
         p.min_p = once_in(2) ? one_of({1e-40f, 1e-6f, 0.05f, 0.5f, 0.999f, 1}) : uniform(0, 0.3f);
     if (once_in(4))
-        p.repetition_penalty = one_of({0.5f, 0.9f, 1.1f, 1.3f, 3});
+        p.repetition_penalty = one_of({0.5f, 0.9f, 1.1f, 1.3f, 1e-39f});
     if (once_in(4))
         p.presence_penalty = uniform(-2, 2);
     if (once_in(4))
@@ -240,6 +240,23 @@ void check_greedy(int rows, int n)
     check_rows(r, n, {}, 4, true);
 }
 
+/* More logits in the bin of a border than limit lists: it has to look at the row itself. */
+void check_crowded(int n)
+{
+    std::vector<Row> r;
+    std::vector<uint32_t> is_token((size_t)(n + 31) / 32, 0xFDFFFFF7);
+
+    for (int i = 0; i < 12; i++) {
+        r.push_back(random_row(n, (const int[]){FLAT, EQUAL, ZEROS}[i % 3]));
+        dsv2_sample_params &p = r.back().params;
+        p.temperature = i % 3 ? 1 : 0.1f;
+        p.top_k = i < 8 ? n / 2 + i : 0;
+        p.top_p = i < 4 ? 1 : 0.3f;
+        p.min_p = i % 2 ? 0.985f : 0;
+    }
+    check_rows(r, n, is_token, 4);
+}
+
 /* A vocabulary of V2, with what serving asks for, and what the lists cannot hold. */
 void check_large(int n, int multiprocessors)
 {
@@ -346,6 +363,7 @@ int main()
                 check_random(n > 1000 ? 20 : 40, n, i % 2 ? 4 : 400, i % 3 == 2);
         });
     run("sample, vocabulary of 9000 with padding", 2, [] { check_random(24, 9000, 400, true); });
+    run("sample, many logits in a bin", 2, [] { check_crowded(5003); });
     run("sample, vocabulary of 102400", 1, [] { check_large(102400, 132); });
     expect(other_than_best * 4 > drawn, "only %d of %d tokens were not the greatest", other_than_best, drawn);
     printf("# %d tokens, of which %d not the greatest\n", drawn, other_than_best);

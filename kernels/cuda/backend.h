@@ -27,7 +27,9 @@ struct dsv2i_cuda_block {
 /* Where things lie in the scratch block, in bytes from its beginning. */
 struct dsv2i_cuda_plan {
     size_t rope;    /* (rows, qk_rope_head_dim) cos and sin */
-    size_t narrow;  /* (rows, widest) activations in bf16 */
+    size_t narrow;  /* (rows, widest) activations in bf16 or e4m3, */
+    size_t scales;  /* whose scales are here, */
+    size_t greatest; /* found by means of this */
     size_t mla;     /* how the step's contexts are split; of the releases' heads only */
     size_t shared;  /* of one operation at a time */
     size_t total;
@@ -83,7 +85,8 @@ struct dsv2i_cuda {
     int32_t max_rows, recording;
     int32_t kinds;
     struct dsv2i_cuda_prefill prefill; /* of the expanded sequences */
-    const float *narrowed;       /* whose bf16 is in scratch */
+    const float *narrowed;       /* what is in scratch in bf16, or */
+    int32_t narrowed_as;         /* in e4m3 with such scales, if not 0 */
     struct dsv2i_cuda_graph *replay; /* what submit launches, or NULL */
     struct dsv2i_cuda_fetch *fetches; /* (DSV2I_CUDA_FETCHES) */
     int32_t n_fetches;
@@ -116,6 +119,10 @@ void dsv2i_cuda_drop(struct dsv2i_cuda_block *block, int pinned);
 
 /* Host memory to device memory through the staging halves; returns when from may change, not when it has arrived. */
 cudaError_t dsv2i_cuda_upload(struct dsv2i_cuda *be, void *to, const void *from, size_t bytes);
+
+/* How cuBLASLt can take a weight's scales (enum dsv2i_cuda_scaling; 0: not), and where it finds them. */
+int32_t dsv2i_cuda_scaling_of(const struct dsv2i_weight *w);
+const float *dsv2i_cuda_blas_scales(const struct dsv2i_weight *w);
 
 size_t dsv2i_cuda_weight_bytes(struct dsv2i_backend *be, const struct dsv2i_weight *w, int attention);
 int dsv2i_cuda_weight_put(struct dsv2i_backend *be, void *to, struct dsv2i_weight *w, int attention);

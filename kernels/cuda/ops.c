@@ -98,9 +98,12 @@ struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const s
     const int32_t hidden = s->hidden_size, heads = s->num_attention_heads;
     struct dsv2i_cuda_plan p = {0};
     size_t rows = (size_t)dsv2i_cuda_memory_rows((struct dsv2i_backend *)(uintptr_t)&be->base, max_rows), shared;
+    size_t widest = (size_t)max_i32(max_i32(hidden, s->q_lora_rank), heads * s->v_head_dim);
 
     p.rope = place(&p.total, rows * (size_t)s->qk_rope_head_dim * sizeof(float));
-    p.narrow = place(&p.total, rows * (size_t)max_i32(max_i32(hidden, s->q_lora_rank), heads * s->v_head_dim) * sizeof(uint16_t));
+    p.narrow = place(&p.total, rows * widest * sizeof(uint16_t));
+    p.scales = place(&p.total, rows * (widest / 128 + 1) * sizeof(float));
+    p.greatest = place(&p.total, dsv2i_cuda_quantize_scratch());
     if (of_release(s))
         p.mla = place(&p.total, dsv2i_cuda_mla_scratch(&to, heads));
     shared = experts_bytes(max_rows, s->num_experts_per_tok, s->n_routed_experts, hidden, s->n_routed_experts ? s->moe_intermediate_size : 0);
@@ -136,11 +139,29 @@ static const uint16_t *narrow(struct dsv2i_cuda *be, const struct dsv2i_cuda_lau
 {
     uint16_t *bf16 = scratch(be, be->plan.narrow);
 
-    if (be->narrowed != x) {
+    if (be->narrowed != x || be->narrowed_as) {
         dsv2i_cuda_check(be, dsv2i_cuda_narrow(to, step, bf16, x, DSV2I_BF16, dim));
         be->narrowed = x;
+        be->narrowed_as = 0;
     }
     return bf16;
+}
+
+/* x (n, dim) in e4m3, its scales for a product of m rows. */
+static const void *quantize(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, const float *x,
+                            int32_t dim, int32_t m, int32_t scaling)
+{
+    void *codes = scratch(be, be->plan.narrow);
+    struct dsv2i_cuda_launch of_product = *to;
+
+    of_product.max_rows = m;
+    if (be->narrowed != x || be->narrowed_as != scaling) {
+        dsv2i_cuda_check(be, dsv2i_cuda_quantize(&of_product, step, codes, scratch(be, be->plan.scales), x, dim, scaling,
+                                                 scratch(be, be->plan.greatest)));
+        be->narrowed = x;
+        be->narrowed_as = scaling;
+    }
+    return codes;
 }
 
 /* y is about to change. */
@@ -164,6 +185,7 @@ void dsv2i_cuda_start(struct dsv2i_cuda *be)
     struct dsv2i_cuda_launch to = launch(be, be->batch->n_rows, &step);
 
     be->narrowed = NULL;
+    be->narrowed_as = 0;
     dsv2i_cuda_check(be, dsv2i_cuda_rope(&to, step, s->qk_rope_head_dim, (double)s->rope_multiplier));
     if (of_release(s) && be->kinds & DSV2I_CUDA_LATENT)
         dsv2i_cuda_check(be, dsv2i_cuda_mla_plan(&to, step, scratch(be, be->plan.mla), s->num_attention_heads));
@@ -192,29 +214,40 @@ void dsv2i_cuda_op_rms_norm(struct dsv2i_backend *base, float *y, int32_t ldy, c
     if (be->error)
         return;
     touch(be, y);
-    if (whole)
+    if (whole) {
         be->narrowed = y;
+        be->narrowed_as = 0;
+    }
     dsv2i_cuda_check(be, dsv2i_cuda_rms_norm(&to, step, y, ldy, whole ? scratch(be, be->plan.narrow) : NULL, x, ldx, w, dim, eps));
 }
 
-static void by_blas(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_product *product, float *y,
-                    const void *x, const struct dsv2i_weight *w, int accumulate)
+static void by_blas(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step,
+                    const struct dsv2i_cuda_product *product, float *y, const float *x, const struct dsv2i_weight *w, int accumulate)
 {
-    struct dsv2i_cuda_result r = dsv2i_cuda_blas_run(be->blas, product, to->stream, y, x, w->data, NULL, NULL, accumulate);
+    const void *operand = w->dtype == DSV2I_F32 ? x
+                        : product->scaling      ? quantize(be, to, step, x, w->cols, product->m, product->scaling)
+                                                : narrow(be, to, step, x, w->cols);
+    struct dsv2i_cuda_result r;
 
+    if (be->error)
+        return;
+    r = dsv2i_cuda_blas_run(be->blas, product, to->stream, y, operand, w->data, product->scaling ? scratch(be, be->plan.scales) : NULL,
+                            product->scaling ? dsv2i_cuda_blas_scales(w) : NULL, accumulate);
     dsv2i_cuda_check_call(be, r.call, r.code);
 }
 
+/* fp8 weights: with activations in e4m3, too, where cuBLASLt takes their scales; else as bf16. */
 static void linear(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
                    const struct dsv2i_weight *w, int accumulate, int own)
 {
-    const struct dsv2i_cuda_product product = {
-        .dtype = w->dtype, .y_dtype = DSV2I_F32, .m = dsv2i_cuda_blas_rows(to->max_rows), .n = w->rows, .k = w->cols};
+    const struct dsv2i_cuda_product product = {.dtype = w->dtype, .y_dtype = DSV2I_F32, .scaling = dsv2i_cuda_scaling_of(w),
+                                               .m = dsv2i_cuda_blas_rows(to->max_rows), .n = w->rows, .k = w->cols};
     int few = to->max_rows <= FEW_ROWS, units = fits_matrix_units(w);
 
     touch(be, y);
-    if (!be->invariant && !few && !own && (w->dtype == DSV2I_F32 || units) && dsv2i_cuda_blas_takes(be->sm, &product))
-        by_blas(be, to, &product, y, w->dtype == DSV2I_F32 ? (const void *)x : narrow(be, to, step, x, w->cols), w, accumulate);
+    if (!be->invariant && !few && !own && (w->dtype == DSV2I_F32 || (units && (w->dtype != DSV2I_F8_E4M3 || product.scaling)))
+        && dsv2i_cuda_blas_takes(be->sm, &product))
+        by_blas(be, to, step, &product, y, x, w, accumulate);
     else if (units && (be->invariant || !few))
         dsv2i_cuda_check(be, dsv2i_cuda_linear_many(to, step, y, DSV2I_F32, narrow(be, to, step, x, w->cols), w, accumulate));
     else

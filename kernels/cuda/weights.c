@@ -43,6 +43,29 @@ static size_t scale_bytes(const struct dsv2i_weight *w)
     return (size_t)((w->rows - 1) / w->scale_rows + 1) * (size_t)((w->cols - 1) / w->scale_cols + 1) * sizeof *w->scale;
 }
 
+/* Scales of squares stand there a second time, as cuBLASLt wants them. */
+static size_t padded_bytes(const struct dsv2i_weight *w)
+{
+    return dsv2i_cuda_scaling_of(w) == DSV2I_CUDA_SCALE_BLOCKS
+               ? (size_t)((w->rows - 1) / 128 + 1) * (size_t)dsv2i_cuda_scale_stride(w->cols) * sizeof *w->scale : 0;
+}
+
+int32_t dsv2i_cuda_scaling_of(const struct dsv2i_weight *w)
+{
+    if (w->dtype != DSV2I_F8_E4M3)
+        return 0;
+    if (w->scale_cols == w->cols && w->scale_rows == w->rows)
+        return DSV2I_CUDA_SCALE_ALL;
+    if (w->scale_cols == w->cols && w->scale_rows == 1)
+        return DSV2I_CUDA_SCALE_ROWS;
+    return w->scale_rows == 128 && w->scale_cols == 128 ? DSV2I_CUDA_SCALE_BLOCKS : 0;
+}
+
+const float *dsv2i_cuda_blas_scales(const struct dsv2i_weight *w)
+{
+    return (const float *)(const void *)((const char *)w->scale + (padded_bytes(w) ? align_16(scale_bytes(w)) : 0));
+}
+
 /* kv_b of F8_E4M3 becomes bf16: attention multiplies nothing else. */
 static int widens(const struct dsv2i_weight *w, int attention)
 {
@@ -54,7 +77,7 @@ size_t dsv2i_cuda_weight_bytes(struct dsv2i_backend *base, const struct dsv2i_we
     (void)base;
     if (widens(w, attention))
         return (size_t)w->rows * (size_t)w->cols * sizeof(uint16_t);
-    return align_16(data_bytes(w)) + scale_bytes(w);
+    return align_16(data_bytes(w)) + align_16(scale_bytes(w)) + padded_bytes(w);
 }
 
 /* Data, and scales behind it, at to; w is there then. */
@@ -65,6 +88,13 @@ static cudaError_t upload_weight(struct dsv2i_cuda *be, void *to, struct dsv2i_w
 
     if (!e && scale_bytes(w))
         e = dsv2i_cuda_upload(be, scales, w->scale, scale_bytes(w));
+    if (padded_bytes(w)) {
+        size_t row = (size_t)((w->cols - 1) / 128 + 1), stride = (size_t)dsv2i_cuda_scale_stride(w->cols) * sizeof *w->scale;
+        char *at = scales + align_16(scale_bytes(w));
+
+        for (const float *from = w->scale; !e && at < scales + align_16(scale_bytes(w)) + padded_bytes(w); at += stride, from += row)
+            e = dsv2i_cuda_upload(be, at, from, row * sizeof *from);
+    }
     w->data = to;
     w->scale = scale_bytes(w) ? (const float *)(const void *)scales : NULL;
     return e;
@@ -74,7 +104,7 @@ static cudaError_t upload_widened(struct dsv2i_cuda *be, void *to, struct dsv2i_
 {
     const struct dsv2i_cuda_launch launch = {.stream = be->copies, .max_rows = 1, .sm = be->sm, .n_sms = be->n_sms};
     void *narrow = NULL;
-    cudaError_t e = cudaMalloc(&narrow, align_16(data_bytes(w)) + scale_bytes(w));
+    cudaError_t e = cudaMalloc(&narrow, dsv2i_cuda_weight_bytes(&be->base, w, 0));
 
     if (e)
         return e;

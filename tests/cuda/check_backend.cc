@@ -12,6 +12,7 @@
 
 extern "C" {
 #include "api_test.h"
+#include "cuda/module.h"
 }
 
 namespace {
@@ -158,6 +159,118 @@ void test_golden_fp8(void **)
         expect_bf16(name, "v2-bf16", DSV2_KV_F32);
 }
 
+void *host_alloc(void *, size_t size, size_t alignment) { return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment); }
+void host_free(void *, void *ptr, size_t) { free(ptr); }
+
+double e4m3(unsigned code)
+{
+    int e = code >> 3 & 15, m = code & 7;
+    double v = e ? ldexp(8 + m, e - 10) : ldexp(m, -9);
+    return code & 0x80 ? -v : v;
+}
+
+/* A product of fp8 by its operation, for the cards' ways to compute it: with activations of e4m3, which are off by 2^-4 at most, or of bf16,
+ * with code times scale in bf16, which are off by 2^-9 each. */
+void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool quantized)
+{
+    const int rows = 160, cols = 384, row_blocks = (rows - 1) / scale_rows + 1, col_blocks = (cols - 1) / scale_cols + 1;
+    const dsv2i_hooks hooks = {host_alloc, host_free, nullptr};
+    const dsv2i_cuda_options options = {0, 0, nullptr};
+    std::vector<uint8_t> codes(rows * cols);
+    std::vector<float> scales((size_t)(row_blocks * col_blocks)), x((size_t)(n * cols)), got((size_t)(n * rows));
+    dsv2i_shape shape = {};
+    std::vector<double> inv_freq(1);
+    dsv2i_seq seq = {};
+    dsv2i_batch batch = {};
+    dsv2i_backend *be;
+    const char *why = "";
+    uint64_t state = 7;
+    emu::Machine machine;
+
+    machine.major = major;
+    machine.minor = minor;
+    emu::reset(1, machine);
+    for (uint8_t &c : codes)
+        c = (uint8_t)(random_u32(&state) % 112 | (random_u32(&state) & 1) << 7);
+    for (float &v : scales)
+        v = (float)(0.5 + random_unit(&state));
+    for (float &v : x)
+        v = (float)(random_unit(&state) - 0.5);
+    dsv2i_weight w = {};
+    w.dtype = DSV2I_F8_E4M3;
+    w.rows = rows;
+    w.cols = cols;
+    w.data = codes.data();
+    w.scale = scales.data();
+    w.scale_rows = scale_rows;
+    w.scale_cols = scale_cols;
+
+    assert_int_equal(dsv2i_cuda_open(&hooks, &options, &be, &why), 0);
+    shape.hidden_size = cols;
+    shape.vocab_size = rows; /* results are as large as logits */
+    shape.num_attention_heads = shape.qk_nope_head_dim = shape.v_head_dim = shape.kv_lora_rank = 1;
+    shape.qk_rope_head_dim = 2;
+    shape.inv_freq = inv_freq.data();
+    std::vector<int32_t> zeros((size_t)n), pos((size_t)n);
+    for (int i = 0; i < n; i++)
+        pos[(size_t)i] = i;
+    void *page = be->op->mem_alloc(be, 4096);
+    void *const table[] = {page};
+    seq.page = table;
+    batch.n_rows = n;
+    batch.n_seqs = 1;
+    batch.token = batch.seq = zeros.data();
+    batch.pos = pos.data();
+    batch.seqs = &seq;
+    dsv2i_weight on_card = w;
+    const size_t bytes = be->op->weight_bytes(be, &w, 0), memory = (size_t)be->op->memory_rows(be, n);
+    void *block = be->op->mem_alloc(be, bytes);
+    float *x_card = (float *)be->op->mem_alloc(be, memory * cols * sizeof(float)), *y_card = (float *)be->op->mem_alloc(be, memory * rows * sizeof(float));
+    assert_int_equal(be->op->reserve(be, &shape, n), 0);
+    assert_int_equal(be->op->weight_put(be, block, &on_card, 0), 0);
+    assert_int_equal(be->op->mem_copy(be, x_card, x.data(), x.size() * sizeof(float)), 0);
+    be->op->begin(be, &shape, &batch);
+    be->op->linear(be, y_card, x_card, &on_card, n, 0);
+    be->op->submit(be);
+    be->op->fetch(be, got.data(), y_card, got.size() * sizeof(float));
+    if (be->op->finish(be))
+        fail_msg("%s", be->op->failure(be));
+    double most = 0;
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < rows; r++) {
+            double want = 0, size = 0;
+            for (int c = 0; c < cols; c++) {
+                double v = e4m3(codes[(size_t)(r * cols + c)]) * (double)scales[(size_t)(r / scale_rows * col_blocks + c / scale_cols)];
+                want += v * (double)x[(size_t)(i * cols + c)];
+                size += fabs(v * (double)x[(size_t)(i * cols + c)]);
+            }
+            most = fmax(most, fabs((double)got[(size_t)(i * rows + r)] - want) / size);
+        }
+    if (!(most <= (quantized ? 0x1p-4 : 0x1p-8)) || (quantized && most < 0x1p-12)) /* less: they were not quantized at all */
+        fail_msg("sm_%d%d, scales %d x %d, %d rows: error %g of the terms' sizes", major, minor, scale_rows, scale_cols, n, most);
+    be->op->mem_free(be, page, 4096);
+    be->op->mem_free(be, block, bytes);
+    be->op->mem_free(be, x_card, memory * cols * sizeof(float));
+    be->op->mem_free(be, y_card, memory * rows * sizeof(float));
+    be->op->close(be);
+    assert_string_equal(emu::error().c_str(), "");
+    assert_int_equal(emu::bytes_in_use(), 0);
+}
+
+void test_fp8_products(void **)
+{
+    const int all = 160, whole = 384; /* rows and columns */
+    for (int n : {3, 12, 33}) {
+        bool many = n > 8;
+        check_fp8(9, 0, all, whole, n, many);
+        check_fp8(9, 0, 1, whole, n, many);
+        check_fp8(9, 0, 128, 128, n, many);
+        check_fp8(8, 9, all, whole, n, many);
+        check_fp8(8, 9, 128, 128, n, false); /* cuBLASLt takes blocks on sm_90 only */
+        check_fp8(8, 0, all, whole, n, false);
+    }
+}
+
 int32_t best(const Logits &l)
 {
     int32_t top = 0;
@@ -188,7 +301,8 @@ void test_bundled_text(void **)
         size_t n = 0;
         must(dsv2_tokenize(cpu.model, text, strlen(text), DSV2_TOKENIZE_BOS, prompt.data(), prompt.size(), &n));
         prompt.resize(n);
-        std::vector<int32_t> want = write(cpu, prompt, 16), got = write(card, prompt, 16);
+        const int n_tokens = kv_type == DSV2_KV_BF16 ? 12 : 6;
+        std::vector<int32_t> want = write(cpu, prompt, n_tokens), got = write(card, prompt, n_tokens);
         for (size_t i = 0; i < want.size(); i++)
             if (got[i] != want[i])
                 fail_msg("KV type %d: token %zu is %d, on the CPU %d", kv_type, i, got[i], want[i]);
@@ -442,15 +556,19 @@ void test_list(void **)
 
 }
 
-int main()
+/* check_backend [PATTERN]: the tests whose names match. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_list),      cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_golden_fp8),
+        cmocka_unit_test(test_fp8_products),
         cmocka_unit_test(test_invariant), cmocka_unit_test(test_scores),
         cmocka_unit_test(test_recorded),  cmocka_unit_test(test_step),       cmocka_unit_test(test_exchange),
         cmocka_unit_test(test_no_memory), cmocka_unit_test(test_lost),       cmocka_unit_test(test_cancelled_load),
         cmocka_unit_test(test_bundled_text),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

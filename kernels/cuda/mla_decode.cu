@@ -33,21 +33,26 @@ static const int key_bytes = tokens * row_bytes; /* of a bf16 tile of keys */
 static const int raw_bytes = tokens * 592;       /* of a tile of records, at most */
 static const int score_row = tokens + 4;         /* floats: 16 bytes more, so that rows begin in different banks */
 static const int tile_cost = 2, least_part = 2;  /* in tiles of keys */
+static const int leaf = 16, fold = 4;            /* invariant: tiles of keys of a leaf of the tree; children of a node */
+static const int levels = 5;                     /* 16 * 4^5 tiles: 524,288 tokens */
 
-/* A tile of queries: from query `at` of sequence seq on; keys tiles of keys at `start` of the line. */
+/* A tile of queries: from query `at` of sequence seq on; keys tiles of keys at `start` of the line.  One that is cut has its parts' results
+ * in slots of partial, from `slot` on. */
 struct query_tile {
-    int seq, at, start, keys;
+    int seq, at, start, keys, slot;
 };
 
-/* What plan writes; first[block] and tiles follow, then partial results. */
+/* What plan writes; first (blocks), cut (blocks) and tiles follow, then partial results. */
 struct plan {
-    int part, line, n_tiles, pad;
+    int part, n_tiles, n_cut;
+    int unit; /* invariant: tiles of keys that one block makes a node of the tree of, else 0 */
 };
 
 /* Where things are in scratch, and how the kernel is built for a card and a model. */
 struct layout {
     bool big;       /* there are tiles of 64 queries */
     int blocks;     /* of the decode kernel */
+    int slots;      /* for the parts of tiles that are cut, two for a block; invariant: then levels + 1 for each block's own use */
     int max_tiles;
     size_t tiles, partial, slot, bytes; /* offsets; bytes of a partial result: (M, 512), then max and sum of each query */
 };
@@ -58,12 +63,13 @@ static layout layout_of(const dsv2i_cuda_launch *to, int heads)
     layout l;
 
     l.big = wide && (long)to->max_rows * heads > 16;
-    l.blocks = to->n_sms * (!l.big && wide && to->sm >= 90 ? 2 : 1);
-    l.max_tiles = to->max_rows * ((heads + 15) / 16);
-    l.tiles = (sizeof(plan) + sizeof(int) * (size_t)l.blocks + 15) / 16 * 16;
+    l.blocks = to->n_sms * (!l.big && !to->invariant && wide && to->sm >= 90 ? 2 : 1);
+    l.slots = 2 * l.blocks;
+    l.max_tiles = to->max_rows * (l.big ? (heads + 63) / 64 : (heads + 15) / 16);
+    l.tiles = sizeof(plan) + sizeof(int) * 2 * (size_t)l.blocks;
     l.partial = (l.tiles + sizeof(query_tile) * (size_t)l.max_tiles + 255) / 256 * 256;
     l.slot = sizeof(float) * (size_t)((l.big ? 64 : 16) * (rank + 2));
-    l.bytes = l.partial + 2 * (size_t)l.blocks * l.slot;
+    l.bytes = l.partial + (size_t)(l.slots + (to->invariant ? l.blocks * (levels + 1) : 0)) * l.slot;
     return l;
 }
 
@@ -101,9 +107,17 @@ static __device__ __forceinline__ int tile_queries(int queries, bool big)
     return big && queries > 16 ? 64 : 16;
 }
 
-static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, int *first, query_tile *tiles, int heads, int big, int blocks)
+/* In how many parts a tile is. */
+static __device__ __forceinline__ int parts_of(const query_tile &tile, int part, int unit)
+{
+    return unit ? (tile.keys + unit - 1) / unit : (tile.start + tile.keys - 1) / part - tile.start / part + 1;
+}
+
+static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, int *first, query_tile *tiles, int heads, int big, int blocks,
+                                       int invariant)
 {
     int *parts = (int *)dsv2i_shared(), *first_tile = parts + warps; /* (warps), (n_seqs + 1) */
+    int *cut = first + blocks;
     int n_tiles = 0, line = 0, total;
 
     dsv2i_wait_dependency();
@@ -167,11 +181,34 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, in
         }
         first[b] = high;
     }
+    int unit = 0, n_slots = 0, n_cut = 0;
+    if (invariant) /* the smallest nodes for which there are slots */
+        for (unit = leaf;; unit *= fold) {
+            int n = 0;
+
+            for (int t = (int)threadIdx.x; t < n_tiles; t += threads)
+                n += parts_of(tiles[t], part, unit) > 1 ? parts_of(tiles[t], part, unit) : 0;
+            block_scan(n, &total, parts);
+            if (total <= 2 * blocks)
+                break;
+        }
+    for (int from = 0; from < n_tiles; from += threads) {
+        int t = from + (int)threadIdx.x, n = t < n_tiles ? parts_of(tiles[t], part, unit) : 0, is_cut = n > 1;
+        int slot = n_slots + block_scan(is_cut ? n : 0, &total, parts) - n;
+
+        n_slots += total;
+        int at = n_cut + block_scan(is_cut, &total, parts) - 1;
+        n_cut += total;
+        if (is_cut) {
+            tiles[t].slot = slot;
+            cut[at] = t;
+        }
+    }
     if (threadIdx.x == 0) {
         to->part = part;
-        to->line = line;
         to->n_tiles = n_tiles;
-        to->pad = 0;
+        to->n_cut = n_cut;
+        to->unit = unit;
     }
 }
 
@@ -181,7 +218,7 @@ cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct
     char *at = (char *)scratch;
 
     return dsv2i_launch(to, mla_plan_kernel, 1, threads, sizeof(int) * (size_t)(warps + to->max_rows + 1), step, (plan *)at,
-                        (int *)(at + sizeof(plan)), (query_tile *)(at + l.tiles), heads, l.big, l.blocks);
+                        (int *)(at + sizeof(plan)), (query_tile *)(at + l.tiles), heads, l.big, l.blocks, to->invariant);
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------------------------------------ */
@@ -583,35 +620,65 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
     __syncthreads(); /* before shared memory serves another tile */
 }
 
-/* Where block b puts its piece of a tile that is cut: the last of a tile whose beginning others have, or the first of one that others
- * go on with. */
-static __device__ __forceinline__ int slot_of(int b, bool first)
+/* One warp: slot `to` becomes what both slots are together, of query m: `from` behind `to`; or a copy of it. */
+static __device__ __forceinline__ void fold_query(float *to, const float *from, int m, int slot_rows, bool copy, int lane)
 {
-    return 2 * b + first;
+    const float2 a = *(const float2 *)(to + slot_rows * rank + 2 * m), b = *(const float2 *)(from + slot_rows * rank + 2 * m);
+    const float max = fmaxf(a.x, b.x), of_a = dsv2i_exp2(a.x - max), of_b = dsv2i_exp2(b.x - max);
+
+    if (!copy && b.x == -INFINITY) /* the query sees nothing there: not a bit may change */
+        return;
+    __syncwarp();
+    if (lane == 0)
+        *(float2 *)(to + slot_rows * rank + 2 * m) = copy ? b : make_float2(max, __fmaf_rn(of_b, b.y, __fmul_rn(of_a, a.y)));
+    to += m * rank + 4 * lane;
+    from += m * rank + 4 * lane;
+#pragma unroll
+    for (int j = 0; j < rank; j += 128) {
+        float4 x = *(const float4 *)(to + j);
+        const float4 y = *(const float4 *)(from + j);
+
+        x.x = __fmaf_rn(of_b, y.x, __fmul_rn(of_a, x.x));
+        x.y = __fmaf_rn(of_b, y.y, __fmul_rn(of_a, x.y));
+        x.z = __fmaf_rn(of_b, y.z, __fmul_rn(of_a, x.z));
+        x.w = __fmaf_rn(of_b, y.w, __fmul_rn(of_a, x.w));
+        *(float4 *)(to + j) = copy ? y : x;
+    }
+    __syncwarp(); /* the maximum and sum are there */
 }
 
-template <bool big, int stages>
-static __global__ void __launch_bounds__(threads, big ? 1 : 2)
+/* One warp: the result of a query. */
+static __device__ __forceinline__ void finish_query(float *o, const float *slot, int m, int slot_rows, int lane)
+{
+    const float sum = slot[slot_rows * rank + 2 * m + 1];
+
+    for (int j = 4 * lane; j < rank; j += 128) {
+        const float4 x = *(const float4 *)(slot + m * rank + j);
+
+        *(float4 *)(o + j) = make_float4(x.x / sum, x.y / sum, x.z / sum, x.w / sum);
+    }
+}
+
+/* invariant: a tile's context is a tree, whatever its length: leaves of 512 tokens from position 0 on, four children to a node.  A block
+ * makes nodes of `unit` tiles of keys each, leaf by leaf, with a slot for every level below; who sees less folds less. */
+template <bool big, int stages, bool invariant>
+static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
     mla_decode_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q, const plan *plan, const int *first, const query_tile *tiles,
-                      float *partial, int layer, int heads, int invariant)
+                      float *partial, int layer, int heads)
 {
     unsigned char *shared = (unsigned char *)dsv2i_shared();
-    const int b = (int)blockIdx.x;
+    const int b = (int)blockIdx.x, slot_rows = big ? 64 : 16;
+    const size_t slot = (size_t)(slot_rows * (rank + 2));
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     for (int i = first[b]; i < plan->n_tiles; i++) {
-        const query_tile tile = tiles[i];
+        const query_tile &tile = tiles[i]; /* read anew where it is needed: registers are scarce */
         const int lo = b * plan->part, hi = lo + plan->part;
         piece c;
 
         if (tile.start >= hi)
             break;
-        if (invariant && tile.start < lo)
-            continue;
-        c.begin = max(lo - tile.start, 0);
-        c.end = invariant ? tile.keys : min(hi - tile.start, tile.keys);
-        c.slot = c.begin == 0 && c.end == tile.keys ? -1 : slot_of(b, c.begin == 0);
         const dsv2i_seq seq = step->seqs[tile.seq];
         const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads, M = tile_queries(queries, big);
 
@@ -624,16 +691,59 @@ static __global__ void __launch_bounds__(threads, big ? 1 : 2)
         c.at = tile.at;
         c.n = min(M, queries - tile.at);
         c.last = c.pos + (c.at + c.n - 1) / heads + 1;
-        if (big && M == 64)
-            attend<big ? 64 : 16, 2, big ? 64 : 16>(shared, c, o, partial, q, heads);
-        else
-            attend<16, stages, big ? 64 : 16>(shared, c, o, partial, q, heads);
+        c.begin = max(lo - tile.start, 0);
+        c.end = min(hi - tile.start, tile.keys);
+        c.slot = c.begin == 0 && c.end == tile.keys ? -1 : tile.slot + b - tile.start / plan->part;
+
+        if (invariant)
+            c.begin = (c.begin + plan->unit - 1) / plan->unit * plan->unit; /* nodes that begin in the block's part */
+        while (c.begin < min((b + 1) * plan->part - tile.start, tile.keys) || (invariant && c.begin % plan->unit)) {
+            if (invariant) {
+                c.end = min(c.begin + leaf, tile.keys);
+                c.slot = tile.keys <= leaf      ? -1
+                       : plan->unit == leaf    ? tile.slot + c.begin / leaf
+                                               : 2 * (int)gridDim.x + b * (levels + 1) + levels; /* the last of the block's own */
+            }
+            if (big && M == 64)
+                attend<big ? 64 : 16, 2, slot_rows>(shared, c, o, partial, q, heads);
+            else
+                attend<16, stages, slot_rows>(shared, c, o, partial, q, heads);
+            if (!invariant)
+                break;
+            const int begin = (c.end - 1) / leaf * leaf, unit = plan->unit;
+            const bool one = tile.keys <= unit; /* the tile is not cut */
+
+            if (tile.keys > leaf && unit > leaf) {
+                const int own = 2 * (int)gridDim.x + b * (levels + 1);
+                const int thread = dsv2i_anew((int)threadIdx.x), warp = thread / 32, lane = thread % 32;
+                const float *from = partial + (size_t)c.slot * slot;
+                const bool last = c.end == tile.keys || c.end % unit == 0; /* of the node */
+                bool whole = true;                                         /* `from` is a node's result */
+
+                for (int level = 0, size = leaf; whole && size < unit; level++, size *= fold) {
+                    const int child = begin / size % fold;
+                    float *to = partial + (size_t)(size * fold == unit && !one ? tile.slot + begin / unit : own + level) * slot;
+
+                    for (int m = warp; m < c.n; m += warps)
+                        fold_query(to, from, m, slot_rows, child == 0, lane);
+                    from = to;
+                    whole = last || child == fold - 1;
+                }
+                if (last && one)
+                    for (int m = warp; m < c.n; m += warps)
+                        finish_query(o + (size_t)(c.first + m) * rank, from, m, slot_rows, lane);
+                __syncthreads(); /* before the next leaf is written */
+            }
+            c.begin = c.end;
+            if (c.end == tile.keys)
+                break;
+        }
     }
 }
 
-/* A warp puts together the pieces of a query. */
-static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o, const plan *plan, const query_tile *tiles,
-                                          const float *partial, int heads, int big)
+/* A warp puts together the parts of a query. */
+static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o, const plan *plan, const int *cut, const query_tile *tiles,
+                                          float *partial, int heads, int big)
 {
     const int i = (int)blockIdx.x, m = (int)blockIdx.y * warps + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int slot_rows = big ? 64 : 16;
@@ -641,20 +751,28 @@ static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o,
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
-    if (i >= plan->n_tiles)
+    if (i >= plan->n_cut)
         return;
-    const query_tile tile = tiles[i];
-    const int from = tile.start / plan->part, to = (tile.start + tile.keys - 1) / plan->part;
-    if (from == to)
-        return;
+    const query_tile tile = tiles[cut[i]];
+    const int n = parts_of(tile, plan->part, plan->unit);
     const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads;
     if (m >= min(tile_queries(queries, big), queries - tile.at))
         return;
+    partial += (size_t)tile.slot * slot;
+    o += ((size_t)row * (size_t)heads + (size_t)(tile.at + m)) * rank;
+    if (plan->unit) { /* the upper levels of the tree */
+        for (int size = 1; size < n; size *= fold)
+            for (int to = 0; to < n; to += fold * size)
+                for (int from = to + size; from < min(to + fold * size, n); from += size)
+                    fold_query(partial + (size_t)to * slot, partial + (size_t)from * slot, m, slot_rows, false, lane);
+        finish_query(o, partial, m, slot_rows, lane);
+        return;
+    }
     float max = -INFINITY, sum = 0, acc[rank / 128][4] = {};
-    for (int b = from; b <= to; b++)
-        max = fmaxf(max, partial[(size_t)slot_of(b, b == from) * slot + (size_t)(slot_rows * rank + 2 * m)]);
-    for (int b = from; b <= to; b++) {
-        const float *of = partial + (size_t)slot_of(b, b == from) * slot, *max_sum = of + slot_rows * rank + 2 * m;
+    for (int k = 0; k < n; k++)
+        max = fmaxf(max, partial[(size_t)k * slot + (size_t)(slot_rows * rank + 2 * m)]);
+    for (int k = 0; k < n; k++) {
+        const float *of = partial + (size_t)k * slot, *max_sum = of + slot_rows * rank + 2 * m;
         const float factor = max == -INFINITY ? 1.0f : dsv2i_exp2(max_sum[0] - max);
 
         sum = fmaf(factor, max_sum[1], sum);
@@ -668,7 +786,6 @@ static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o,
             acc[j][3] = fmaf(factor, x.w, acc[j][3]);
         }
     }
-    o += ((size_t)row * (size_t)heads + (size_t)(tile.at + m)) * rank;
 #pragma unroll
     for (int j = 0; j < rank / 128; j++)
         *(float4 *)(o + 128 * j + 4 * lane) = make_float4(acc[j][0] / sum, acc[j][1] / sum, acc[j][2] / sum, acc[j][3] / sum);
@@ -692,16 +809,13 @@ cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const stru
     const int *first = (const int *)(at + sizeof *plan);
     const query_tile *tiles = (const query_tile *)(at + l.tiles);
     float *partial = (float *)(at + l.partial);
-    const dim3 combine((unsigned)l.max_tiles, (l.big ? 64 : 16) / warps);
+    const dim3 combine((unsigned)l.blocks, (l.big ? 64 : 16) / warps); /* a tile that is cut ends in another block than it begins in */
+    const size_t shared = l.big ? shared_bytes(64, 2) : shared_bytes(16, 2);
     cudaError_t e;
 
-    if (l.big)
-        e = dsv2i_launch(to, mla_decode_kernel<true, 3>, (unsigned)l.blocks, threads, shared_bytes(64, 2), step, o_latent, q_latent, plan,
-                         first, tiles, partial, layer, heads, to->invariant);
-    else
-        e = dsv2i_launch(to, mla_decode_kernel<false, 2>, (unsigned)l.blocks, threads, shared_bytes(16, 2), step, o_latent, q_latent, plan,
-                         first, tiles, partial, layer, heads, to->invariant);
-    if (e || to->invariant)
-        return e;
-    return dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, plan, tiles, partial, heads, l.big);
+    e = dsv2i_launch(to, l.big ? to->invariant ? mla_decode_kernel<true, 3, true> : mla_decode_kernel<true, 3, false>
+                               : to->invariant ? mla_decode_kernel<false, 2, true> : mla_decode_kernel<false, 2, false>,
+                     (unsigned)l.blocks, threads, shared, step, o_latent, q_latent, plan, first, tiles, partial, layer, heads);
+    return e ? e
+             : dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, plan, first + l.blocks, tiles, partial, heads, l.big);
 }

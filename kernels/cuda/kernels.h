@@ -98,8 +98,8 @@ cudaError_t dsv2i_cuda_narrow(const struct dsv2i_cuda_launch *to, const struct d
 
 /* ---- attention in the absorbed form ---- */
 
-/* o (n_rows, heads, v) = causal attention of prepared q (n_rows, heads, nope + rope) over the rows' pages, for any shape and page; kv_b.cols
- * is the rank.  The form is not looked at.  only_f32: only rows of sequences with F32 pages; the others' o is left as it is. */
+/* o (n_rows, heads, v) = causal attention of prepared q (n_rows, heads, nope + rope) over the rows' pages, for any shape and page;
+ * kv_b.cols is the rank.  The form is not looked at.  only_f32: only rows of sequences with F32 pages; the others' o is left as it is. */
 cudaError_t dsv2i_cuda_mla_attend_any(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *q,
                                       const struct dsv2i_weight *kv_b, int32_t layer, int32_t heads, int32_t nope, int32_t v, int32_t rope,
                                       float scale, int32_t only_f32);
@@ -114,8 +114,8 @@ cudaError_t dsv2i_cuda_mla_attend_any(const struct dsv2i_cuda_launch *to, const 
  * Arrays are aligned to 16 bytes. */
 size_t dsv2i_cuda_mla_scratch(const struct dsv2i_cuda_launch *to, int32_t heads);
 cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, void *scratch, int32_t heads);
-cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent, const float *q,
-                                  const struct dsv2i_weight *kv_b, int32_t heads, float scale);
+cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent,
+                                  const float *q, const struct dsv2i_weight *kv_b, int32_t heads, float scale);
 cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o_latent,
                                   const uint16_t *q_latent, int32_t layer, int32_t heads, void *scratch);
 cudaError_t dsv2i_cuda_mla_value(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *o_latent,

@@ -64,7 +64,8 @@ __device__ __forceinline__ bool dsv2i_decoded(const dsv2i_seq &seq)
 }
 
 /* Element i of a record: of c, or of y for 6BIT; from rank on of k. */
-__device__ __forceinline__ float dsv2i_kv_element(const unsigned char *record, const struct dsv2i_kv_record &r, int kv_type, int rank, int i)
+__device__ __forceinline__ float dsv2i_kv_element(const unsigned char *record, const struct dsv2i_kv_record &r, int kv_type, int rank,
+                                                  int i)
 {
     if (kv_type == DSV2I_KV_F32)
         return ((const float *)record)[i];

@@ -1,5 +1,5 @@
-/* Into the latent space and back (paper 2.1.2): q_latent = (UK^T q_nope, q_rope) of each head before attention over latents, o = UV o_latent
- * after it.  UK and UV are the first and last 128 rows of a head's 256 in kv_b, 512 columns.
+/* Into the latent space and back (paper 2.1.2): q_latent = (UK^T q_nope, q_rope) of each head before attention over latents, and
+ * o = UV o_latent after it.  UK and UV are the first and last 128 rows of a head's 256 in kv_b, 512 columns.
  *
  * Bound: few rows: bandwidth, 128 KB of bf16 weight a head in each launch (V2-Lite 2 MB, V2 16.8 MB), read once for every 64 rows.  Many
  * rows: the queries and results, 2 KB of fp32 or bf16 a row and head (V2: 150 and 270 MB for 1,024 rows) against 131 kFLOP, so tensor cores
@@ -28,7 +28,7 @@ template <int bytes> static __device__ __forceinline__ unsigned char *unit(unsig
     return rows + r * bytes + ((u ^ (r & 7)) * 16);
 }
 
-/* ---- absorb --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- absorb -------------------------------------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void load_uk(unsigned char *to, const uint16_t *w, int head, int first)
 {
@@ -106,6 +106,38 @@ static __global__ void __launch_bounds__(128)
 
 cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent, const float *q,
                                   const struct dsv2i_weight *kv_b, int32_t heads, float scale)
+
+/* A thread has a column. */
+template <int dtype>
+static __global__ void mla_absorb_simple_kernel(const dsv2i_cuda_step *step, uint16_t *to, const float *q, const void *w, int heads,
+                                                float scale)
+{
+    const int head = (int)blockIdx.x, column = (int)(blockIdx.y * blockDim.x + threadIdx.x), row = (int)blockIdx.z * few;
+    float sum[few] = {};
+
+    dsv2i_wait_dependency();
+    dsv2i_launch_dependents();
+    const int n = min(step->n_rows - row, few);
+    if (n <= 0)
+        return;
+    if (blockIdx.y == 0)
+        copy_rope(to, q, head, heads, row, n, scale);
+    for (int k = 0; k < nope; k++) {
+        const float x = dsv2i_load<dtype>(w, ((size_t)head * (nope + v) + (size_t)k) * rank + (size_t)column);
+
+#pragma unroll
+        for (int r = 0; r < few; r++)
+            if (r < n)
+                sum[r] = fmaf(x, q[((size_t)(row + r) * (size_t)heads + (size_t)head) * (nope + rope) + (size_t)k], sum[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < few; r++)
+        if (r < n)
+            to[((size_t)(row + r) * (size_t)heads + (size_t)head) * (rank + rope) + (size_t)column] = dsv2i_bf16(sum[r] * scale);
+}
+
+cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent,
+                                  const float *q, const struct dsv2i_weight *kv_b, int32_t heads, float scale)
 {
     const dim3 grid((unsigned)heads, rank / columns, (unsigned)(to->max_rows + group - 1) / group);
 
@@ -116,11 +148,11 @@ cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const stru
                         heads, scale);
 }
 
-/* ---- value ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- value --------------------------------------------------------------------------------------------------------------------------- */
 
 /* A warp reads a row's latent result, element 32 j + lane in register j, as what it was before 6BIT rotated it. */
-static __device__ __forceinline__ void load_result(float (&x)[rank / 32], const dsv2i_cuda_step *step, const float *o_latent, int row, int head,
-                                                   int heads)
+static __device__ __forceinline__ void load_result(float (&x)[rank / 32], const dsv2i_cuda_step *step, const float *o_latent, int row,
+                                                   int head, int heads)
 {
     o_latent += ((size_t)row * (size_t)heads + (size_t)head) * rank + threadIdx.x % 32;
 #pragma unroll
@@ -219,7 +251,8 @@ static cudaError_t launch_value(const dsv2i_cuda_launch *to, const dsv2i_cuda_st
     const dim3 grid((unsigned)heads, v / outs, (unsigned)(to->max_rows + group - 1) / group);
     const size_t shared = 2 * rank * (outs + 16) + sizeof(float) * 4 * 16 * (outs + 8);
 
-    return dsv2i_launch(to, mla_value_kernel<outs, warps>, grid, 32 * warps, shared, step, o, o_latent, (const uint16_t *)kv_b->data, heads);
+    return dsv2i_launch(to, mla_value_kernel<outs, warps>, grid, 32 * warps, shared, step, o, o_latent, (const uint16_t *)kv_b->data,
+                        heads);
 }
 
 cudaError_t dsv2i_cuda_mla_value(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *o, const float *o_latent,

@@ -1,8 +1,8 @@
-/* Attention for any shape and every type of page, in fp32 and without a thought for speed: what the tiny models of tests need, and F32 pages.
+/* Attention for any shape and every type of page, in fp32 and without a thought for speed: for the tiny models of tests, and F32 pages.
  *
  * Bound: latency.  A block serves a head of a row: it takes the query to the latent space, qa = UK^T q (absorbed form; what the expanded
- * form computes is the same in exact arithmetic), walks over the row's keys in blocks of a page with an online softmax, and brings the sum of
- * latents back, o = UV c.  Every block reads the whole context and its head of kv_b again.
+ * form computes is the same in exact arithmetic), walks over the row's keys in blocks of a page with an online softmax, and brings the sum
+ * of latents back, o = UV c.  Every block reads the whole context and its head of kv_b again.
  *
  * A row's bits depend on its sequence alone.
  *
@@ -42,7 +42,8 @@ template <int dtype>
 static __global__ void mla_attend_any_kernel(const dsv2i_cuda_step *step, float *o, const float *q, const void *kv_b, int layer, int heads,
                                              int nope, int v, int rank, int rope, float scale, int only_f32)
 {
-    const int head = (int)blockIdx.x, row = (int)blockIdx.y, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, width = rank + rope;
+    const int head = (int)blockIdx.x, row = (int)blockIdx.y, width = rank + rope;
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     float *qa = (float *)dsv2i_shared(), *sum_c = qa + width, *p = sum_c + rank; /* (width), (rank), (64) */
     float max = -INFINITY, sum = 0;
 
@@ -139,8 +140,8 @@ cudaError_t dsv2i_cuda_mla_attend_any(const struct dsv2i_cuda_launch *to, const 
     switch (kv_b->dtype) {
 #define CASE(type) \
     case type: \
-        return dsv2i_launch(to, mla_attend_any_kernel<type>, grid, threads, shared, step, o, q, kv_b->data, layer, heads, nope, v, rank, rope, \
-                            scale, only_f32);
+        return dsv2i_launch(to, mla_attend_any_kernel<type>, grid, threads, shared, step, o, q, kv_b->data, layer, heads, nope, v, rank, \
+                            rope, scale, only_f32);
     CASE(DSV2I_F32)
     CASE(DSV2I_BF16)
     CASE(DSV2I_F16)

@@ -1,8 +1,8 @@
 /* Attention over pages in the absorbed form: every query (512 + 64) meets every latent and key of its row's context, and the latents are
  * also the values; o = softmax(q . (c, k)) c.  docs/kernels/mla-decode.md has the schedule and what it is bound by.
  *
- * Bound: with 16 heads bandwidth, each record once (bf16: 1,152 bytes a token and layer, for 34.8 kFLOP); with 128 heads the tensor cores
- * (30 times fewer bytes a FLOP would do than the records are: 278 kFLOP a token).
+ * Bound: with 16 heads bandwidth, each record once (BF16: 1,152 bytes a token and layer for 34.8 kFLOP); with 128 heads (278 kFLOP) the
+ * tensor cores, or rather shared memory, which brings them their operands: 2,800 cycles for a tile of 64 queries and 32 keys.
  *
  * Queries of a sequence lie one behind another, row by row and head by head, so a tile is any M of them: 16, or 64 where the sequence has
  * more.  The causal mask is each query's own.  A block of 8 warps serves a tile over a piece of its context, 32 keys at a time:
@@ -13,8 +13,10 @@
  * rounded to bf16), and their scales meet the scores and P.
  *
  * Work is spread by a plan that the device makes once a step for all layers: tiles lie on a line, each as long as its keys and some more
- * for what a tile costs anyway, and each block takes an equal part of the line.  A tile cut between blocks is put together by a second
- * launch.  Invariant: a tile is not cut, and goes to the block in whose part it begins.  The order of every sum is the same for both M.
+ * for what a tile costs anyway, and each block takes an equal part of the line.  A second launch puts together tiles that are cut.
+ *
+ * Invariant: a tile's context is a tree, whatever its length: leaves of 512 tokens from position 0 on, four children to a node.  A block
+ * makes whole nodes, those that begin in its part.  The order of every sum in a leaf is the same for both M.
  *
  * A score that is NaN is a NaN in its query's result.  In BF16 pages a NaN or infinity of a later row of the same tile is, too.
  *
@@ -221,7 +223,7 @@ cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct
                         (int *)(at + sizeof(plan)), (query_tile *)(at + l.tiles), heads, l.big, l.blocks, to->invariant);
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- attention ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Unit 8 line + u (16 bytes), u < 8, of row r of Q or a tile of keys: 8 rows of the same unit lie in different banks. */
 static __device__ __forceinline__ unsigned char *unit(unsigned char *rows, int r, int line, int u)
@@ -659,8 +661,7 @@ static __device__ __forceinline__ void finish_query(float *o, const float *slot,
     }
 }
 
-/* invariant: a tile's context is a tree, whatever its length: leaves of 512 tokens from position 0 on, four children to a node.  A block
- * makes nodes of `unit` tiles of keys each, leaf by leaf, with a slot for every level below; who sees less folds less. */
+/* invariant: nodes of `unit` tiles of keys are made leaf by leaf, with a slot for every level below. */
 template <bool big, int stages, bool invariant>
 static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
     mla_decode_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q, const plan *plan, const int *first, const query_tile *tiles,
@@ -700,9 +701,9 @@ static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
         while (c.begin < min((b + 1) * plan->part - tile.start, tile.keys) || (invariant && c.begin % plan->unit)) {
             if (invariant) {
                 c.end = min(c.begin + leaf, tile.keys);
-                c.slot = tile.keys <= leaf      ? -1
-                       : plan->unit == leaf    ? tile.slot + c.begin / leaf
-                                               : 2 * (int)gridDim.x + b * (levels + 1) + levels; /* the last of the block's own */
+                c.slot = tile.keys <= leaf    ? -1
+                       : plan->unit == leaf ? tile.slot + c.begin / leaf
+                                            : 2 * (int)gridDim.x + b * (levels + 1) + levels; /* the last of the block's own */
             }
             if (big && M == 64)
                 attend<big ? 64 : 16, 2, slot_rows>(shared, c, o, partial, q, heads);
@@ -817,5 +818,6 @@ cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const stru
                                : to->invariant ? mla_decode_kernel<false, 2, true> : mla_decode_kernel<false, 2, false>,
                      (unsigned)l.blocks, threads, shared, step, o_latent, q_latent, plan, first, tiles, partial, layer, heads);
     return e ? e
-             : dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, plan, first + l.blocks, tiles, partial, heads, l.big);
+             : dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, plan, first + l.blocks, tiles, partial, heads,
+                            l.big);
 }

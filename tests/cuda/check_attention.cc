@@ -173,8 +173,8 @@ void check_decode(int heads, const std::vector<Sequence> &sequences, const Card 
                     size[(size_t)i] += p[(size_t)t] * fabs(keys[(size_t)t][(size_t)i]);
                 }
             for (int i = 0; i < rank; i++)
-                expect(fabs((double)o[i] - want[(size_t)i]) <= size[(size_t)i] * (0x1p-8 + 0x1p-14 + off), "row %d, head %d, %d: %g for %g, of %g",
-                       row, h, i, (double)o[i], want[(size_t)i], size[(size_t)i]);
+                expect(fabs((double)o[i] - want[(size_t)i]) <= size[(size_t)i] * (0x1p-8 + 0x1p-14 + off),
+                       "row %d, head %d, %d: %g for %g, of %g", row, h, i, (double)o[i], want[(size_t)i], size[(size_t)i]);
         }
     }
 }
@@ -209,10 +209,12 @@ void check_same(int heads, const std::vector<Sequence> &sequences, const Card &c
         char *scratch = unset<char>(dsv2i_cuda_mla_scratch(&to, heads));
         float *o = unset<float>(n);
         dsv2i_cuda_step *step = alone(b, row);
-        std::vector<uint16_t> of_row(q.begin() + (ptrdiff_t)((size_t)(row * heads) * width), q.begin() + (ptrdiff_t)((size_t)((row + 1) * heads) * width));
+        const uint16_t *of_row = q.data() + (size_t)(row * heads) * width;
 
         expect(dsv2i_cuda_mla_plan(&to, step, scratch, heads) == cudaSuccess
-                   && dsv2i_cuda_mla_decode(&to, step, o, up(of_row), b.layer, heads, scratch) == cudaSuccess, "launch");
+                   && dsv2i_cuda_mla_decode(&to, step, o, up(std::vector<uint16_t>(of_row, of_row + heads * width)), b.layer, heads, scratch)
+                          == cudaSuccess,
+               "launch");
         expect(!memcmp(down(o, n).data(), &first[(size_t)row * n], n * 4), "row %d has other bits alone", row);
     }
 }
@@ -276,6 +278,9 @@ double dot(const double *a, const double *b, int n)
 
 /* q_latent of q: it is rounded at the end, and q before; sums in fp32 add less than 2^-16 of their terms' sizes. */
 void check_absorb(int heads, int rows)
+
+/* q_latent of q: it is rounded at the end, and q before where the weight is bf16; sums in fp32 add less than 2^-16 of their terms. */
+void check_absorb(int dtype, int heads, int rows)
 {
     Batch b({{0, rows, DSV2I_KV_BF16, DSV2I_ABSORBED}});
     Weight w(DSV2I_BF16, heads * (nope + v), rank, 0.05f);
@@ -311,7 +316,8 @@ void check_absorb(int heads, int rows)
                 } else {
                     want = (double)q[at * (nope + rope) + (size_t)(nope + i - rank)] * scale;
                 }
-                expect(fabs(is - want) <= fabs(want) * (0x1p-8 + 0x1p-20) + size * 0x1p-16, "row %d, head %d, %d: %g for %g", row, h, i, is, want);
+                expect(fabs(is - want) <= fabs(want) * (0x1p-8 + 0x1p-20) + size * 0x1p-16,
+                       "row %d, head %d, %d: %g for %g", row, h, i, is, want);
             }
         }
     }
@@ -360,8 +366,8 @@ void check_value(int heads, const std::vector<Sequence> &sequences)
 }
 
 /* Everything, from prepared q to o, by the fast launches or the simple one. */
-void check_all(int heads, const std::vector<Sequence> &sequences, bool fast, int dtype, int of_nope = nope, int of_v = v, int of_rank = rank,
-               int of_rope = rope)
+void check_all(int heads, const std::vector<Sequence> &sequences, bool fast, int dtype, int of_nope = nope, int of_v = v,
+               int of_rank = rank, int of_rope = rope)
 {
     Batch b(sequences, of_rank, of_rope);
     const int head = of_nope + of_rope, wide = of_rank + of_rope;
@@ -395,12 +401,12 @@ void check_all(int heads, const std::vector<Sequence> &sequences, bool fast, int
     std::vector<float> got = down(out, (size_t)((b.rows + 3) * heads * of_v));
     for (int row = 0; row < b.rows; row++) {
         const int type = b.of(row).kv_type, n_keys = b.pos[(size_t)row] + 1;
-        std::vector<double> x(&q[(size_t)(row * heads * head)], &q[(size_t)(row * heads * head)] + heads * head), keys((size_t)(n_keys * wide));
-        std::vector<double> o((size_t)(heads * of_v));
+        const float *of_row = &q[(size_t)(row * heads * head)];
+        std::vector<double> x(of_row, of_row + heads * head), keys((size_t)(n_keys * wide)), o((size_t)(heads * of_v));
 
+        const size_t bytes = ::dsv2i_kv_record(type, of_rank, of_rope).bytes;
         for (int t = 0; t < n_keys; t++)
-            ref_kv_read(&keys[(size_t)(t * wide)],
-                        &b.records[(size_t)b.seq[(size_t)row]][(size_t)t * ::dsv2i_kv_record(type, of_rank, of_rope).bytes], type, of_rank, of_rope);
+            ref_kv_read(&keys[(size_t)(t * wide)], &b.records[(size_t)b.seq[(size_t)row]][(size_t)t * bytes], type, of_rank, of_rope);
         ref_attend(o.data(), x.data(), keys.data(), n_keys, &w.host, &shape);
         want.insert(want.end(), o.begin(), o.end());
     }
@@ -444,20 +450,26 @@ int main()
     run("value, two blocks of rows", 1, [=] { check_value(1, {{0, 65, BF16, A}, {1, 1, BIT6, E}, {1, 1, BIT6, A}}); });
 
     run("the same in any company", 1, [=] { check_same(16, {{250, 1, BF16, A}, {509, 6, INT8, A}, {33, 2, BIT6, A}, {9, 1, F32, A}}, {90, 3, 1}); });
+
+    run("the same in any company", 1, [=] {
+        check_same(16, {{250, 1, BF16, A}, {509, 6, INT8, A}, {33, 2, BIT6, A}, {9, 1, F32, A}}, {90, 3, 1});
+    });
     for (int dtype : {DSV2I_BF16, DSV2I_F16, DSV2I_F32}) {
         const std::string type = ", dtype " + std::to_string(dtype);
 
         run("absorb" + type, 2, [=] { check_absorb(dtype, 4, 19); });
         run("absorb, two blocks of rows" + type, 1, [=] { check_absorb(dtype, 1, 67); });
-        run("value" + type, 2, [=] { check_value(dtype, 4, {{0, 2, BF16, A}, {0, 1, E4M3, E}, {0, 3, BIT6, A}, {0, 1, F32, A}, {0, 1, INT8, A}}); });
+        run("value" + type, 2, [=] {
+            check_value(dtype, 4, {{0, 2, BF16, A}, {0, 1, E4M3, E}, {0, 3, BIT6, A}, {0, 1, F32, A}, {0, 1, INT8, A}});
+        });
         run("value, two blocks of rows" + type, 1, [=] { check_value(dtype, 1, {{0, 65, BF16, A}, {1, 1, BIT6, E}, {1, 1, BIT6, A}}); });
     }
     run("16 heads, all of it", 2, [=] {
         check_all(16, {{30, 2, BF16, A}, {60, 1, BIT6, A}, {12, 2, F32, A}, {70, 1, INT8, A}}, true, DSV2I_BF16);
     });
     run("any shape: 3 heads", 2, [=] {
-        check_all(3, {{30, 2, BF16, A}, {60, 1, BIT6, E}, {120, 2, F32, A}, {70, 1, INT8, A}, {0, 2, E5M2, E}, {2, 1, E4M3, A}}, false, DSV2I_F32,
-                  24, 20, 96, 6);
+        check_all(3, {{30, 2, BF16, A}, {60, 1, BIT6, E}, {120, 2, F32, A}, {70, 1, INT8, A}, {0, 2, E5M2, E}, {2, 1, E4M3, A}}, false,
+                  DSV2I_F32, 24, 20, 96, 6);
     });
     run("any shape: rank 37", 2, [=] { check_all(1, {{30, 2, BF16, A}, {66, 1, BIT6, E}}, false, DSV2I_F16, 1, 3, 37, 2); });
     return finish();

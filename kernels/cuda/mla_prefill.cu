@@ -258,7 +258,7 @@ cudaError_t dsv2i_cuda_mla_prefill(const struct dsv2i_cuda_launch *to, const str
         if (!e)
             e = dsv2i_prefill_expand(to, &args, first, positions);
         if (!e)
-            e = dsv2i_prefill_attend(to, &args, first);
+            e = to->sm == 90 ? dsv2i_prefill_attend_sm90(to, &args, first) : dsv2i_prefill_attend(to, &args, first);
         if (e)
             return e;
     }

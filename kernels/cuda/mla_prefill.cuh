@@ -142,5 +142,6 @@ struct dsv2i_prefill_args {
 cudaError_t dsv2i_prefill_gather(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first, int positions);
 cudaError_t dsv2i_prefill_expand(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first, int positions);
 cudaError_t dsv2i_prefill_attend(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first);
+cudaError_t dsv2i_prefill_attend_sm90(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first);
 
 #endif

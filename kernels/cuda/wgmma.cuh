@@ -33,6 +33,17 @@ __device__ __forceinline__ uint64_t dsv2i_wgmma_matrix(const void *at, int leadi
 #define DSV2I_SM90A(...) __trap()
 #endif
 
+/* All four warps of a warpgroup: go on with so many registers a thread, a multiple of 8 from 24 to 240, fewer or more than before.  More
+ * are there when others of the block have given them up. */
+template <int registers> __device__ __forceinline__ void dsv2i_fewer_registers()
+{
+    DSV2I_SM90A("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+template <int registers> __device__ __forceinline__ void dsv2i_more_registers()
+{
+    DSV2I_SM90A("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
 __device__ __forceinline__ void dsv2i_wgmma_fence() { DSV2I_SM90A("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void dsv2i_wgmma_commit() { DSV2I_SM90A("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 

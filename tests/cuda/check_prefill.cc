@@ -41,7 +41,7 @@ struct Sequence {
         std::vector<void *> pages;
         kv.resize((size_t)((pos + n) * (rank + rope)));
         for (int first = 0; first < pos + n; first += DSV2I_PAGE_TOKENS) {
-            std::vector<unsigned char> page(layers * DSV2I_PAGE_TOKENS * bytes, 0xFF); /* NaN where nothing was written */
+            std::vector<unsigned char> page(layers * DSV2I_PAGE_TOKENS * bytes, 0x7F); /* huge where nothing was written */
             for (int p = first; p < pos + n && p < first + DSV2I_PAGE_TOKENS; p++) {
                 std::vector<float> x = normals((size_t)(rank + rope));
                 void *record = &page[(size_t)(layer * DSV2I_PAGE_TOKENS + p - first) * bytes];
@@ -307,7 +307,7 @@ int main()
 
     if (dsv2i_cpu_open(&hooks, 0, 1, &cpu))
         return 1;
-    for (int sm : {80}) {
+    for (int sm : {80, 90}) {
         const std::string on = "mla_prefill, sm_" + std::to_string(sm) + ", ";
 
         run(on + "one row", 3, [=] { check_one(3, 0, 1, DSV2I_KV_BF16, 128, sm); });

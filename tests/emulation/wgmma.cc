@@ -82,15 +82,17 @@ static void finish(Products *products, unsigned end)
     hide(products);
 }
 
+void meet_warp(const char *what) { meet(0xFFFFFFFF, nullptr, 0, what); }
+
 void wgmma_fence()
 {
-    meet(0xFFFFFFFF, nullptr, 0, "wgmma.fence");
+    meet_warp("wgmma.fence");
     thread_products()->fenced = true;
 }
 
 void wgmma_commit()
 {
-    meet(0xFFFFFFFF, nullptr, 0, "wgmma.commit_group");
+    meet_warp("wgmma.commit_group");
     thread_products()->group++;
 }
 
@@ -98,7 +100,7 @@ void wgmma_wait(unsigned but_for)
 {
     Products *products = thread_products();
 
-    meet(0xFFFFFFFF, nullptr, 0, "wgmma.wait_group");
+    meet_warp("wgmma.wait_group");
     products->fenced = false;
     if (products->group > but_for)
         finish(products, products->group - but_for);

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 namespace emu {
+void meet_warp(const char *what);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(unsigned but_for); /* groups */
@@ -13,6 +14,12 @@ void wgmma_wait(unsigned but_for); /* groups */
 void wgmma(float *d, unsigned n, const uint32_t *registers, uint64_t a_at, uint64_t b_at, bool b_along_n, bool accumulate);
 }
 
+template <int registers> static inline void dsv2i_fewer_registers()
+{
+    static_assert(registers % 8 == 0 && registers >= 24 && registers <= 240, "what setmaxnreg can");
+    emu::meet_warp("setmaxnreg");
+}
+template <int registers> static inline void dsv2i_more_registers() { dsv2i_fewer_registers<registers>(); }
 static inline void dsv2i_wgmma_fence() { emu::wgmma_fence(); }
 static inline void dsv2i_wgmma_commit() { emu::wgmma_commit(); }
 template <int but_for> static inline void dsv2i_wgmma_wait() { emu::wgmma_wait(but_for); }

@@ -213,7 +213,7 @@ static __global__ void __launch_bounds__(T::threads) product_kernel(Product<T> p
     if (item < n_tiles * across)
         begin();
     while (item < n_tiles * across) {
-        dsv2i_tile_multiply(tile, from, shared);
+        dsv2i_tile_multiply(tile, from, shared, next.rows.count);
         at = next;
         item += (int)gridDim.x;
         __syncthreads(); /* what the next copies go over has been read */

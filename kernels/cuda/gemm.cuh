@@ -76,7 +76,7 @@ template <bool wide, class E> __device__ __forceinline__ void dsv2i_tile_copy(vo
     if (wide) {
         dsv2i_copy<16>(to, from, elements * (int)sizeof(E));
     } else {
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < most; i++)
             ((E *)to)[i] = i < elements ? from[i] : (E)0;
     }
@@ -198,9 +198,11 @@ template <class T> __device__ __forceinline__ void dsv2i_tile_step(T &tile, cons
     }
 }
 
-/* All of the tile, once it has begun; all threads of the block call it. */
-template <class T> __device__ __forceinline__ void dsv2i_tile_multiply(T &tile, const dsv2i_tile_source<T> &from, char *shared)
+/* All of the tile, once it has begun, of which rows are wanted: warps that have others do not multiply.  All threads of the block call it. */
+template <class T> __device__ __forceinline__ void dsv2i_tile_multiply(T &tile, const dsv2i_tile_source<T> &from, char *shared, int rows)
 {
+    const bool wanted = (int)threadIdx.x / 32 / T::warps_n * T::m16 * 16 < rows;
+
 #pragma unroll
     for (int i = 0; i < T::m16; i++)
 #pragma unroll
@@ -217,7 +219,8 @@ template <class T> __device__ __forceinline__ void dsv2i_tile_multiply(T &tile, 
             dsv2i_tile_widen<T>(wide, stage);
         __syncthreads();
         dsv2i_tile_go_on(from, shared, s + T::ahead);
-        dsv2i_tile_step(tile, stage, T::fp8 ? wide : stage + T::a_bytes);
+        if (wanted)
+            dsv2i_tile_step(tile, stage, T::fp8 ? wide : stage + T::a_bytes);
     }
 }
 

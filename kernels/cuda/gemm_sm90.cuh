@@ -23,27 +23,31 @@ struct dsv2i_warpgroup_tile : dsv2i_tile<m, n, m / 16, 1, stages, fp8, true, sta
 
 template <int m, int n, int stages, bool fp8>
 __device__ __forceinline__ void dsv2i_tile_multiply(dsv2i_warpgroup_tile<m, n, stages, fp8> &tile,
-                                                    const dsv2i_tile_source<dsv2i_warpgroup_tile<m, n, stages, fp8>> &from, char *shared)
+                                                    const dsv2i_tile_source<dsv2i_warpgroup_tile<m, n, stages, fp8>> &from, char *shared,
+                                                    int rows)
 {
     typedef dsv2i_warpgroup_tile<m, n, stages, fp8> T;
+    const int group = (int)threadIdx.x / 128;
     float(&sum)[n / 2] = reinterpret_cast<float(&)[n / 2]>(tile.sum);
 
     for (int s = 0; s * T::k < from.cols; s++) {
         char *const stage = shared + s % T::stages * T::stage_bytes;
         char *const wide = shared + T::stages * T::stage_bytes + s % T::widened * T::wide_bytes;
-        const char *const a = stage + (int)threadIdx.x / 128 * 64 * 128, *const b = fp8 ? wide : stage + T::a_bytes;
+        const char *const a = stage + group * 64 * 128, *const b = fp8 ? wide : stage + T::a_bytes;
 
         dsv2i_copy_wait<T::ahead - 1>();
         if (fp8)
             dsv2i_tile_widen<T>(wide, stage);
         dsv2i_fence_async();
         __syncthreads();
-        dsv2i_wgmma_fence();
+        if (group * 64 < rows) {
+            dsv2i_wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < T::k / 16; k++)
-            dsv2i_wgmma_bf16<false>(sum, dsv2i_wgmma_matrix(a + 32 * k, 16, 1024, 128), dsv2i_wgmma_matrix(b + 32 * k, 16, 1024, 128),
-                                    s > 0 || k > 0);
-        dsv2i_wgmma_commit();
+            for (int k = 0; k < T::k / 16; k++)
+                dsv2i_wgmma_bf16<false>(sum, dsv2i_wgmma_matrix(a + 32 * k, 16, 1024, 128), dsv2i_wgmma_matrix(b + 32 * k, 16, 1024, 128),
+                                        s > 0 || k > 0);
+            dsv2i_wgmma_commit();
+        }
         dsv2i_wgmma_wait<1>();
         dsv2i_tile_go_on(from, shared, s + T::ahead);
     }

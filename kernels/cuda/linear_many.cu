@@ -68,7 +68,7 @@ static __global__ void __launch_bounds__(T::threads)
     for (int i = 0; i < T::a_parts; i++)
         from.a_row[i] = (uint32_t)min(row + dsv2i_tile_a_row<T>(i), n_rows - 1) * (uint32_t)w.cols;
     dsv2i_tile_begin_a(from, shared);
-    dsv2i_tile_multiply(tile, from, shared);
+    dsv2i_tile_multiply(tile, from, shared, n_rows - row);
 
 #pragma unroll
     for (int i = 0; i < T::m16; i++)

@@ -4,6 +4,8 @@
  * SPDX-License-Identifier: MIT */
 #include "checks.h"
 
+#include <algorithm>
+
 extern "C" {
 #include "cpu_sampler.h"
 #include "sampling.h"

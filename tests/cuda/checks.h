@@ -1,5 +1,6 @@
 /* What the checks of kernels are made of: device memory, steps, weights, and the loop over seeds.  A check program's main calls run() for
- * each case and returns finish().  On the emulated machine a check runs with several seeds; built by nvcc the same file runs on a card.
+ * each case and returns finish().  On the emulated machine a check runs with several seeds; built against the toolkit (tests/gpu) the same
+ * file runs on a card.  The environment's DSV2_TEST_ONLY: only cases whose name contains it.
  *
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2_CUDA_CHECKS_H
@@ -119,7 +120,24 @@ void close_to(const std::vector<float> &got, const std::vector<double> &want, do
     return f;
 }
 
-[[maybe_unused]] dsv2i_cuda_launch launch_for(int max_rows, int early = 1) { return {stream, max_rows, early, 90, 4, 0}; }
+/* For the card that there is; the emulated one has 4 multiprocessors. */
+[[maybe_unused]] dsv2i_cuda_launch launch_for(int max_rows, int early = 1)
+{
+    int major = 9, minor = 0, n_sms = 4;
+#ifndef DSV2I_EMULATED
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+    cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
+#endif
+    return {stream, max_rows, early && major >= 9, 10 * major + minor, n_sms, 0};
+}
+
+[[maybe_unused]] uint16_t bf16_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)(x != x ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
 
 /* A step of rows: each a sequence of its own with pages in device memory. */
 struct Step {
@@ -182,8 +200,11 @@ struct Weight {
     }
 };
 
-template <class F> void run(const std::string &name, int seeds, F check)
+template <class F> void run(const std::string &name, [[maybe_unused]] int seeds, F check)
 {
+    const char *only = getenv("DSV2_TEST_ONLY");
+    if (only && name.find(only) == std::string::npos)
+        return;
     case_name = name;
     case_failed = false;
 #ifdef DSV2I_EMULATED

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""One command for a machine with a card: build, check, measure, report.
+
+    python3 tests/gpu/run.py [--out FOLDER] [--seconds N]
+    python3 tests/gpu/run.py --vendor [FOLDER]     # beforehand, elsewhere: libraries for a machine that has none
+    python3 tests/gpu/run.py --emulated            # try the script itself: times mean nothing
+
+It needs nvcc with cuBLASLt, gcc and g++, and cJSON, utf8proc, PCRE2 and cmocka, installed or in FOLDER (build-gpu/vendor).  Within N
+seconds it does, each as far as time allows, and none is stopped by another's failure:
+
+    build        for the card's architecture
+    checks       tests/cuda/check_*.cc on the card, and the library there against float64 and the CPU
+    limits       what the card can do: copy, read, matrix units, launches
+    models       V2-Lite's shape with random weights: decode, prompts
+    kernels      each at shapes of V2-Lite and V2, against the limits (roofline.py)
+    sanitizer    compute-sanitizer's four tools on some checks
+
+FOLDER/report.json and FOLDER/report.md are written after each of them.  Status: 0 if all checks passed, 1 if not, 77 without a card.
+
+SPDX-License-Identifier: MIT
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import build
+import report
+import roofline
+
+BUILD = build.ROOT / "build-gpu"
+KV_BF16 = 0
+DECODE = {"name": "V2-Lite", "batches": [1, 8, 32, 128], "context": 1024, "prompt": 2048}
+# Tool, program, and a word of the names of its cases.
+SANITIZED = (
+    ("memcheck", "check_kernels", ""), ("memcheck", "check_attention", "16 heads"), ("memcheck", "check_experts", "few rows"),
+    ("racecheck", "check_attention", "16 heads, one row"), ("racecheck", "check_experts", "experts_many, odd widths"),
+    ("racecheck", "check_kernels", "V2-Lite"), ("synccheck", "check_attention", "128 heads, one row"),
+    ("synccheck", "check_experts", "a few rows, bf16"), ("initcheck", "check_kernels", "experts_few"),
+    ("memcheck", "check_prefill", "mixed"), ("memcheck", "check_sample", "vocabulary of 700"), ("racecheck", "check_sample", "vocabulary of 700"),
+)
+
+
+class Run:
+    def __init__(self, args: argparse.Namespace):
+        self.out, self.emulated, self.end = args.out, args.emulated, time.monotonic() + args.seconds
+        self.folder = BUILD / ("emulated" if args.emulated else "card")
+        self.programs: dict[str, Path] = {}
+        self.report: dict = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "emulated": args.emulated,
+                             "card": None, "clocks": None, "limits": [], "kernels": [], "models": [], "checks": [], "notes": [], "seconds": {}}
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def note(self, text: str) -> None:
+        self.report["notes"].append(text)
+        print(f"  note: {text}", flush=True)
+
+    def write(self) -> None:
+        (self.out / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
+        (self.out / "report.md").write_text(report.markdown(self.report))
+
+    def step(self, name: str, function, *args) -> None:
+        begin = time.monotonic()
+        if self.left() < 5:
+            self.note(f"{name}: no time is left")
+            return
+        try:
+            function(*args)
+        except Exception as wrong:  # pylint: disable=broad-except
+            self.note(f"{name}: {type(wrong).__name__}: {wrong}")
+        self.report["seconds"][name] = round(time.monotonic() - begin, 1)
+        print(f"{name}: {self.report['seconds'][name]} s", flush=True)
+        self.write()
+
+    def call(self, command: list, limit: float, given: str = "", **env: str) -> tuple[int | None, str]:
+        """Status (None: stopped at the limit) and output."""
+        process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True, errors="replace", env={**os.environ, **env})
+        try:
+            output, _ = process.communicate(given, timeout=max(1, min(limit, self.left())))
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            return None, output
+
+    # ---- steps ------------------------------------------------------------------------------------------------------------------------
+
+    def build(self, vendored: Path) -> None:
+        toolkit = build.emulated() if self.emulated else build.find_toolkit()
+        self.report["architecture"] = toolkit.architecture
+        self.programs, wrong = build.Build(self.folder, toolkit, vendored).all(os.cpu_count() or 1)
+        for text in wrong:
+            self.note(f"build: {text[-3000:]}")
+
+    def check(self, name: str, limit: float, only: str = "", wrapper: tuple = (), label: str = "") -> None:
+        begin = time.monotonic()
+        env = {"DSV2_TEST_ONLY": only} if only else {}
+        status, output = self.call([*wrapper, self.programs[name]], limit, **env)
+        passed = len(re.findall(r"^ok \d+|^\[       OK \]", output, re.M))
+        failed = len(re.findall(r"^not ok \d+|^\[  FAILED  \] (?!\d+ test)\S*$", output, re.M)) if status else 0
+        ok = status == 0 and passed > 0
+        result = {"name": label or name, "only": only, "ok": ok, "passed": passed, "failed": failed, "seconds": round(time.monotonic() - begin, 1)}
+        if not ok:
+            result["status"] = "stopped at its time limit" if status is None else f"status {status}"
+            result["output"] = output[-4000:]
+        self.report["checks"].append(result)
+        print(f"  {'ok    ' if ok else 'FAILED'} {result['name']} {only}: {passed} passed", flush=True)
+
+    def checks(self, limit: float) -> None:
+        names = [n for n in self.programs if n.startswith("check_")]
+        only = {"check_kernels": "rms_norm 37"} if self.emulated else {}
+        if self.emulated:
+            names = list(only)
+        for missing in sorted({p.stem for p in (build.TESTS / "cuda").glob("check_*.cc")} - set(self.programs)):
+            self.report["checks"].append({"name": missing, "only": "", "ok": False, "passed": 0, "failed": 0, "seconds": 0, "status": "not built"})
+        with ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
+            list(pool.map(lambda name: self.check(name, limit, only.get(name, "")), names))
+
+    def bench(self, cases: list[roofline.Case], into: str, limit: float) -> None:
+        """Cases in their order as far as the limit allows; after one that ends the program, those behind it."""
+        end = time.monotonic() + min(limit, self.left())
+        if self.emulated:
+            cases = list({c.line(): c for c in map(roofline.tiny, cases)}.values())
+        while cases and time.monotonic() < end - 1:
+            status, output = self.call([self.programs["bench"]], end - time.monotonic(), "".join(c.line() + "\n" for c in cases))
+            seen = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+            results = [r for r in seen if "case" in r]
+            for r in results:
+                case = next(c for c in cases if c.line() == r["case"])
+                moved, flops = case.facts()
+                self.report[into].append({**r, "kernel": case.kernel, "shape": case.shape, "what": case.what, "bytes": moved, "flops": flops,
+                                          "target": case.target, "against": case.against, "like": [c.line() for c in case.like]})
+            cases = cases[len(results):]
+            if status == 0:
+                break
+            if status is not None and cases:  # it died in this one
+                self.note(f"bench: status {status} at '{cases[0].line()}': {output[-500:]}")
+                cases = cases[1:]
+        if cases:
+            self.note(f"{into}: no time for {len(cases)} cases, from '{cases[0].line()}' on")
+
+    def models(self, limit: float) -> None:
+        c = roofline.TINY if self.emulated else roofline.MODELS[DECODE["name"]]
+        plan = {"batches": [1, 2], "context": 8, "prompt": 16} if self.emulated else DECODE
+        config = self.folder / "config.json"
+        config.write_text(json.dumps(c))
+        for dtype in ("bf16", "f8"):
+            status, output = self.call([self.programs["model"], config, dtype, KV_BF16, plan["context"], plan["prompt"], *plan["batches"]], limit)
+            for line in output.splitlines():
+                result = json.loads(line) if line.startswith("{") else {}
+                if "error" in result:
+                    self.note(f"model, {dtype}: {result['error']}")
+                if "model" not in result:
+                    continue
+                n = result["n"]
+                moved, flops = (roofline.model_prefill(c, n) if result["model"] == "prompt"
+                                else roofline.model_step(c, n, result["context"], dtype))
+                target = 0.55 if result["model"] == "prompt" else 0.85 if n == 1 else 0
+                self.report["models"].append({**result, "dtype": dtype, "bytes": moved, "flops": flops, "target": target if dtype == "bf16" else 0,
+                                              "against": "matrix" if result["model"] == "prompt" else "copy"})
+            if status:
+                self.note(f"model, {dtype}: status {status}: {output[-500:]}")
+            elif status is None:
+                self.note(f"model, {dtype}: stopped at its time limit")
+
+    def sanitize(self) -> None:
+        tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=":".join(map(str, Path("/usr/local").glob("cuda*/bin"))))
+        if not tool:
+            self.note("no compute-sanitizer")
+            return
+        for what, name, only in SANITIZED:
+            if self.left() < 10:
+                self.note(f"sanitizer: no time for {what} of {name} and what follows")
+                return
+            self.check(name, 45, only, (tool, "--tool", what, "--error-exitcode", "9", "--print-limit", "10"), f"{what}: {name}")
+
+    # ---- all of it ----------------------------------------------------------------------------------------------------------------------
+
+    def card(self) -> bool:
+        status, output = self.call([self.programs["bench"]], 60)
+        if status == 77 or not output.startswith("{"):
+            print(output.strip() or f"bench: status {status}")
+            self.note(output.strip() or f"bench: status {status}")
+            return False
+        self.report["card"] = json.loads(output.splitlines()[0])
+        if not self.emulated and shutil.which("nvidia-smi"):
+            asked = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,driver_version"
+            _, said = self.call(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader", "-i", "0"], 20)
+            self.report["clocks"] = dict(zip(asked.split(","), (word.strip() for word in said.strip().split(","))))
+        return True
+
+    def all(self, vendored: Path, programs: Path | None) -> int:
+        if programs:
+            self.programs = {p.name: p for p in programs.rglob("*") if p.is_file() and os.access(p, os.X_OK)}
+        else:
+            self.step("build", self.build, vendored)
+        if "bench" not in self.programs:
+            self.note("there is no program 'bench'")
+            self.write()
+            return 1
+        if not self.card():
+            self.write()
+            return 77
+        self.step("checks", self.checks, 150)
+        self.step("limits", self.bench, roofline.limits(), "limits", 40)
+        self.step("models", self.models, 75)
+        self.step("kernels", self.bench, roofline.cases(), "kernels", 150)
+        if not self.emulated:
+            self.step("sanitizer", self.sanitize)
+        self.write()
+        print(f"{self.out / 'report.md'}")
+        bad = [r for r in self.report["checks"] if not r["ok"]] + [r for r in self.report["limits"] + self.report["kernels"] if "error" in r]
+        return 1 if bad or self.report["notes"] and self.emulated else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=BUILD / "report", metavar="FOLDER", help="for the report (default: build-gpu/report)")
+    parser.add_argument("--seconds", type=int, default=480, metavar="N", help="for all of it (default: 480)")
+    parser.add_argument("--vendor", type=Path, nargs="?", const=BUILD / "vendor", metavar="FOLDER", help="only copy libraries of others there")
+    parser.add_argument("--vendored", type=Path, default=BUILD / "vendor", metavar="FOLDER", help="where they are (default: build-gpu/vendor)")
+    parser.add_argument("--emulated", action="store_true", help="on the emulated card, with tiny shapes")
+    parser.add_argument("--programs", type=Path, metavar="FOLDER", help="build nothing: all programs are there")
+    args = parser.parse_args()
+    if args.vendor:
+        try:
+            build.vendor(args.vendor)
+        except build.Failed as wrong:
+            print(wrong)
+            return 1
+        print(args.vendor)
+        return 0
+    return Run(args).all(args.vendored, args.programs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

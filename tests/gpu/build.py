@@ -184,7 +184,7 @@ class Build:
         gpu = TESTS / "gpu"
         programs = {p.stem: [p, *checks] for p in sorted((TESTS / "cuda").glob("check_*.cc"))}
         programs["check_backend"] = [TESTS / "cuda" / "check_backend.cc", TESTS / "api" / "api_test.c"]
-        return common, {"bench": [gpu / "bench.cu", gpu / "fill.cu"], "model": [gpu / "model.c", gpu / "fill.cu"], **programs}
+        return common, {"gpu_bench": [gpu / "bench.cu", gpu / "fill.cu"], "gpu_model": [gpu / "model.c", gpu / "fill.cu"], **programs}
 
     def all(self, jobs: int) -> tuple[dict[str, Path], list[str]]:
         """The programs that could be built, and what went wrong with others."""

@@ -1,7 +1,7 @@
 /* A model of any size with random weights, made on the card: there is no checkpoint of tens of gigabytes to load.  It is run through
  * the library's sessions, as any other.
  *
- *     model CONFIG.json DTYPE KV_TYPE CONTEXT PROMPT BATCH..
+ *     gpu_model CONFIG.json DTYPE KV_TYPE CONTEXT PROMPT BATCH..
  *
  * DTYPE: bf16, or f8 (the layers' matrices in blocks of 128 x 128); KV_TYPE: a number of DSV2_KV_*.  Times decode steps of BATCH sequences
  * that hold CONTEXT tokens, and a prompt of PROMPT tokens; a line of JSON for each goes to standard output.
@@ -49,6 +49,7 @@ static double now(void)
 
 /* ---- Weights: counted first, then made in one block --------------------------------------------------------------------------- */
 
+static cudaStream_t stream;
 static char *block;
 static size_t used;
 static uint32_t seed;
@@ -61,21 +62,23 @@ static void *place(size_t bytes)
     return at;
 }
 
-/* Of a size at which the norm of what it gives is that of what it gets. */
-static struct dsv2i_weight matrix(int32_t dtype, int32_t rows, int32_t cols)
+/* Of a size at which the norm of what it gives is that of what it gets.  All scales are the same, so it does not matter how the backend
+ * arranges them. */
+static struct dsv2i_weight matrix(struct dsv2i_backend *be, int32_t dtype, int32_t rows, int32_t cols)
 {
     struct dsv2i_weight w = {.dtype = dtype, .rows = rows, .cols = cols, .scale_rows = 128, .scale_cols = 128};
-    size_t n = (size_t)rows * (size_t)cols, scales = (size_t)((rows + 127) / 128) * (size_t)((cols + 127) / 128);
+    size_t n = (size_t)rows * (size_t)cols, data = (n * dsv2i_dtype_size(dtype) + 15) & ~(size_t)15, all = be->op->weight_bytes(be, &w, 0);
     float norm = 1.0f / sqrtf((float)cols);
+    char *at = place(all);
 
-    w.data = place(n * dsv2i_dtype_size(dtype));
-    if (block)
-        ok(gpu_fill(NULL, (void *)(uintptr_t)w.data, dtype, n, 1.7f * norm, ++seed), "no weights");
-    if (dtype != DSV2I_F8_E4M3)
+    w.data = at;
+    if (dtype == DSV2I_F8_E4M3)
+        w.scale = (const float *)(const void *)(at + data);
+    if (!block)
         return w;
-    w.scale = place(scales * sizeof(float));
-    if (block)
-        ok(gpu_fill_same(NULL, (float *)(uintptr_t)w.scale, scales, norm / 140), "no scales"); /* the codes' root mean square */
+    ok(gpu_fill(stream, at, dtype, n, 1.7f * norm, ++seed), "no weights");
+    if (all > data) /* by the root mean square of the codes */
+        ok(gpu_fill_same(stream, (float *)(void *)(at + data), (all - data) / sizeof(float), norm / 107), "no scales");
     return w;
 }
 
@@ -84,7 +87,7 @@ static const float *vector(int32_t n)
     float *v = place((size_t)n * sizeof *v);
 
     if (block)
-        ok(gpu_fill_same(NULL, v, (size_t)n, 1), "no weights");
+        ok(gpu_fill_same(stream, v, (size_t)n, 1), "no weights");
     return v;
 }
 
@@ -93,7 +96,8 @@ static void layers(struct dsv2i_backend *be, struct dsv2i_ffn *f, int32_t n, int
     void *table;
 
     for (int32_t i = 0; i < n; i++)
-        f[i] = (struct dsv2i_ffn){.gate = matrix(dtype, inter, hidden), .up = matrix(dtype, inter, hidden), .down = matrix(dtype, hidden, inter)};
+        f[i] = (struct dsv2i_ffn){
+            .gate = matrix(be, dtype, inter, hidden), .up = matrix(be, dtype, inter, hidden), .down = matrix(be, dtype, hidden, inter)};
     table = place(be->op->table_bytes(be, n));
     if (block)
         ok(be->op->table_put(be, table, f, n), "no table of experts");
@@ -106,8 +110,8 @@ static void make(dsv2_model *m, int32_t dtype)
     int32_t hidden = s->hidden_size, heads = s->num_attention_heads, q = heads * (s->qk_nope_head_dim + s->qk_rope_head_dim);
 
     used = 0;
-    m->embed_tokens = matrix(DSV2I_BF16, s->vocab_size, hidden);
-    m->lm_head = matrix(DSV2I_BF16, s->vocab_size, hidden);
+    m->embed_tokens = matrix(be, DSV2I_BF16, s->vocab_size, hidden);
+    m->lm_head = matrix(be, DSV2I_BF16, s->vocab_size, hidden);
     m->norm = vector(hidden);
     for (int32_t l = 0; l < s->num_hidden_layers; l++) {
         struct dsv2i_layer *y = &m->layers[l];
@@ -115,21 +119,21 @@ static void make(dsv2_model *m, int32_t dtype)
         y->input_layernorm = vector(hidden);
         y->post_attention_layernorm = vector(hidden);
         if (s->q_lora_rank) {
-            y->q_a_proj = matrix(dtype, s->q_lora_rank, hidden);
+            y->q_a_proj = matrix(be, dtype, s->q_lora_rank, hidden);
             y->q_a_layernorm = vector(s->q_lora_rank);
-            y->q_b_proj = matrix(dtype, q, s->q_lora_rank);
+            y->q_b_proj = matrix(be, dtype, q, s->q_lora_rank);
         } else {
-            y->q_proj = matrix(dtype, q, hidden);
+            y->q_proj = matrix(be, dtype, q, hidden);
         }
-        y->kv_a_proj_with_mqa = matrix(dtype, s->kv_lora_rank + s->qk_rope_head_dim, hidden);
+        y->kv_a_proj_with_mqa = matrix(be, dtype, s->kv_lora_rank + s->qk_rope_head_dim, hidden);
         y->mla.kv_a_norm = vector(s->kv_lora_rank);
-        y->mla.kv_b = matrix(DSV2I_BF16, heads * (s->qk_nope_head_dim + s->v_head_dim), s->kv_lora_rank);
-        y->o_proj = matrix(dtype, hidden, heads * s->v_head_dim);
+        y->mla.kv_b = matrix(be, DSV2I_BF16, heads * (s->qk_nope_head_dim + s->v_head_dim), s->kv_lora_rank);
+        y->o_proj = matrix(be, dtype, hidden, heads * s->v_head_dim);
         if (!dsv2i_config_is_moe(&m->config, l)) {
             layers(be, &y->mlp, 1, dtype, hidden, s->intermediate_size);
             continue;
         }
-        y->router = matrix(DSV2I_BF16, s->n_routed_experts, hidden);
+        y->router = matrix(be, DSV2I_BF16, s->n_routed_experts, hidden);
         layers(be, &y->mlp, 1, dtype, hidden, s->n_shared_experts * s->moe_intermediate_size);
         layers(be, y->experts, s->n_routed_experts, dtype, hidden, s->moe_intermediate_size);
     }
@@ -292,7 +296,8 @@ int main(int argc, char **argv)
         printf("no CUDA device\n");
         return 77;
     }
-    ok(argc < 6, "usage: model CONFIG.json DTYPE KV_TYPE CONTEXT PROMPT BATCH..");
+    ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "no stream");
+    ok(argc < 6, "usage: gpu_model CONFIG.json DTYPE KV_TYPE CONTEXT PROMPT BATCH..");
     dtype = strcmp(argv[2], "f8") ? DSV2I_BF16 : DSV2I_F8_E4M3;
     kv_type = atoi(argv[3]);
     dsv2_context_params_init(&p, sizeof p);
@@ -307,5 +312,6 @@ int main(int argc, char **argv)
     time_prompt(m, atoi(argv[5]), kv_type, small ? 1 : REPEATS);
     dsv2_model_free(m);
     dsv2_context_free(ctx);
+    cudaStreamDestroy(stream);
     return 0;
 }

@@ -319,6 +319,8 @@ def amount(x: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 0.1e-6:
+        return "< 0.1 µs"
     return f"{seconds * 1e6:.2f} µs" if seconds < 9.995e-6 else f"{seconds * 1e6:.0f} µs" if seconds < 9.995e-4 else f"{seconds * 1e3:.2f} ms"
 
 

@@ -103,6 +103,8 @@ class Run:
         self.programs, wrong = build.Build(self.folder, toolkit, vendored).all(os.cpu_count() or 1)
         for text in wrong:
             self.note(f"build: {text[-3000:]}")
+        for name in sorted({p.stem for p in (build.TESTS / "cuda").glob("check_*.cc")} - set(self.programs)):
+            self.report["checks"].append({"name": name, "only": "", "ok": False, "passed": 0, "failed": 0, "seconds": 0, "status": "not built"})
 
     def check(self, name: str, limit: float, only: str = "", wrapper: tuple = (), label: str = "") -> None:
         begin = time.monotonic()
@@ -123,8 +125,6 @@ class Run:
         only = {"check_kernels": "rms_norm 37"} if self.emulated else {}
         if self.emulated:
             names = list(only)
-        for missing in sorted({p.stem for p in (build.TESTS / "cuda").glob("check_*.cc")} - set(self.programs)):
-            self.report["checks"].append({"name": missing, "only": "", "ok": False, "passed": 0, "failed": 0, "seconds": 0, "status": "not built"})
         with ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
             list(pool.map(lambda name: self.check(name, limit, only.get(name, "")), names))
 
@@ -134,7 +134,7 @@ class Run:
         if self.emulated:
             cases = list({c.line(): c for c in map(roofline.tiny, cases)}.values())
         while cases and time.monotonic() < end - 1:
-            status, output = self.call([self.programs["bench"]], end - time.monotonic(), "".join(c.line() + "\n" for c in cases))
+            status, output = self.call([self.programs["gpu_bench"]], end - time.monotonic(), "".join(c.line() + "\n" for c in cases))
             seen = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
             results = [r for r in seen if "case" in r]
             for r in results:
@@ -157,7 +157,7 @@ class Run:
         config = self.folder / "config.json"
         config.write_text(json.dumps(c))
         for dtype in ("bf16", "f8"):
-            status, output = self.call([self.programs["model"], config, dtype, KV_BF16, plan["context"], plan["prompt"], *plan["batches"]], limit)
+            status, output = self.call([self.programs["gpu_model"], config, dtype, KV_BF16, plan["context"], plan["prompt"], *plan["batches"]], limit)
             for line in output.splitlines():
                 result = json.loads(line) if line.startswith("{") else {}
                 if "error" in result:
@@ -189,7 +189,7 @@ class Run:
     # ---- all of it ----------------------------------------------------------------------------------------------------------------------
 
     def card(self) -> bool:
-        status, output = self.call([self.programs["bench"]], 60)
+        status, output = self.call([self.programs["gpu_bench"]], 60)
         if status == 77 or not output.startswith("{"):
             print(output.strip() or f"bench: status {status}")
             self.note(output.strip() or f"bench: status {status}")
@@ -201,13 +201,13 @@ class Run:
             self.report["clocks"] = dict(zip(asked.split(","), (word.strip() for word in said.strip().split(","))))
         return True
 
-    def all(self, vendored: Path, programs: Path | None) -> int:
+    def all(self, vendored: Path, programs: list[Path]) -> int:
         if programs:
-            self.programs = {p.name: p for p in programs.rglob("*") if p.is_file() and os.access(p, os.X_OK)}
+            self.programs = {p.name: p for p in programs}
         else:
             self.step("build", self.build, vendored)
-        if "bench" not in self.programs:
-            self.note("there is no program 'bench'")
+        if "gpu_bench" not in self.programs:
+            self.note("there is no program 'gpu_bench'")
             self.write()
             return 1
         if not self.card():
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--vendor", type=Path, nargs="?", const=BUILD / "vendor", metavar="FOLDER", help="only copy libraries of others there")
     parser.add_argument("--vendored", type=Path, default=BUILD / "vendor", metavar="FOLDER", help="where they are (default: build-gpu/vendor)")
     parser.add_argument("--emulated", action="store_true", help="on the emulated card, with tiny shapes")
-    parser.add_argument("--programs", type=Path, metavar="FOLDER", help="build nothing: all programs are there")
+    parser.add_argument("--programs", type=Path, nargs="+", default=[], metavar="PROGRAM", help="build nothing: these are all programs")
     args = parser.parse_args()
     if args.vendor:
         try:

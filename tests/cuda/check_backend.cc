@@ -2,6 +2,8 @@
  * against the toolkit it runs on a card, which then is not asked to fail.
  *
  * SPDX-License-Identifier: MIT */
+#include <cuda_runtime_api.h>
+
 #ifdef DSV2I_EMULATED
 #include <machine.h>
 #endif
@@ -27,6 +29,23 @@ void new_card([[maybe_unused]] uint64_t seed = 0)
 {
 #ifdef DSV2I_EMULATED
     emu::reset(seed);
+#endif
+}
+
+/* Is it of this capability?  An emulated one becomes so. */
+bool have_card(int major, int minor)
+{
+#ifdef DSV2I_EMULATED
+    emu::Machine machine;
+    machine.major = major;
+    machine.minor = minor;
+    emu::reset(1, machine);
+    return true;
+#else
+    int card_major = 0, card_minor = 0;
+    cudaDeviceGetAttribute(&card_major, cudaDevAttrComputeCapabilityMajor, 0);
+    cudaDeviceGetAttribute(&card_minor, cudaDevAttrComputeCapabilityMinor, 0);
+    return card_major == major && card_minor == minor;
 #endif
 }
 
@@ -217,13 +236,17 @@ void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool
     dsv2i_backend *be;
     const char *why = "";
     uint64_t state = 7;
-    emu::Machine machine;
 
     machine.major = major;
     machine.minor = minor;
     emu::reset(1, machine);
     for (uint8_t &c : codes) /* nothing is negative, so that a wrong scale does not cancel out */
         c = (uint8_t)(random_u32(&state) % 112);
+
+    if (!have_card(major, minor))
+        return;
+    for (uint8_t &c : codes)
+        c = (uint8_t)(random_u32(&state) % 112 | (random_u32(&state) & 1) << 7);
     for (float &v : scales)
         v = (float)(0.5 + random_unit(&state));
     for (float &v : x)
@@ -286,8 +309,7 @@ void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool
     be->op->mem_free(be, x_card, memory * cols * sizeof(float));
     be->op->mem_free(be, y_card, memory * rows * sizeof(float));
     be->op->close(be);
-    assert_string_equal(emu::error().c_str(), "");
-    assert_int_equal(emu::bytes_in_use(), 0);
+    check_card(true);
 }
 
 void test_fp8_products(void **)

@@ -180,7 +180,7 @@ class Build:
         common = [*sorted(KERNELS.glob("*.cu")), *sorted(KERNELS.glob("*.c")), *sorted(LIB.glob("*.c")), *sorted(CPU.glob("*.c"))]
         if self.toolkit.nvcc is None:
             common += [p for p in sorted(EMULATION.glob("*.cc")) if not p.name.startswith("check_")]
-        checks = [TESTS / "ops" / "reference64.c", *sorted((TESTS / "cuda").glob("*.c"))]
+        checks = [TESTS / "ops" / "reference64.c", *sorted((TESTS / "cuda").glob("cpu_*.c"))]
         gpu = TESTS / "gpu"
         programs = {p.stem: [p, *checks] for p in sorted((TESTS / "cuda").glob("check_*.cc"))}
         programs["check_backend"] = [TESTS / "cuda" / "check_backend.cc", TESTS / "api" / "api_test.c"]

@@ -135,7 +135,7 @@ class Runner:
         built = self.setup("asan", "-Db_sanitize=address,undefined", "-Dbuildtype=debugoptimized")
         if built.failed:
             return built
-        emulated = ("emulation", "cuda")  # a stack for each thread of a card; a second for what returned is out of proportion
+        emulated = ("emulation", "cuda", "gpu")  # a stack for each thread of a card; a second for what returned is out of proportion
         return (self.meson_test("asan", *(f"--no-suite={s}" for s in emulated), "-t", "10", UBSAN_OPTIONS=UBSAN,
                                 ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=1")
                 + self.meson_test("asan", *(f"--suite={s}" for s in emulated), "-t", "10", UBSAN_OPTIONS=UBSAN,
@@ -150,7 +150,7 @@ class Runner:
         wrapper = ("setarch", os.uname().machine, "-R")
         if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
             raise Skip("setarch -R is not allowed here")
-        tests = [t for t, suite in self.tests("tsan").items() if suite not in ("fuzz", "emulation", "cuda") and (t == "golden") == golden]
+        tests = [t for t, suite in self.tests("tsan").items() if suite not in ("fuzz", "emulation", "cuda", "gpu") and (t == "golden") == golden]
         return self.meson_test("tsan", *tests, "-t", "20", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1:allocator_may_return_null=1")
 
     def nvcc(self, every: bool) -> Counts:
@@ -164,6 +164,14 @@ class Runner:
         if done.returncode == 77:
             raise Skip(done.stdout.strip().splitlines()[-1])
         return count_cases(done.stdout, done.returncode == 0)
+
+    def gpu_script(self) -> Counts:
+        """tests/gpu/run.py builds all that a card runs; without one it says so, with one it runs it."""
+        if not shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
+            raise Skip("no nvcc")
+        command = [sys.executable, "tests/gpu/run.py", "--out", self.build / "gpu-report"]
+        done = subprocess.run([str(c) for c in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", text=True)
+        return count_cases(done.stdout, done.returncode == 0 or (done.returncode == 77 and "no CUDA device" in done.stdout))
 
     def header(self) -> Counts:
         counts = Counts(0, 0)
@@ -337,6 +345,7 @@ def main() -> int:
     lane("TSan", run.threads)
     lane("fuzz", run.fuzz)
     if args.all:
+        lane("script for cards (nvcc)", run.gpu_script)
         lane("TSan: golden", lambda: run.threads(golden=True))
         lane("fuzz coverage", run.fuzz_coverage)
     print(f"{time.monotonic() - start:.0f} s in all")

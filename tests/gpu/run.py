@@ -27,6 +27,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ class Run:
         self.out, self.emulated, self.end = args.out, args.emulated, time.monotonic() + args.seconds
         self.folder = BUILD / ("emulated" if args.emulated else "card")
         self.programs: dict[str, Path] = {}
+        self.failed = False
         self.report: dict = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "emulated": args.emulated,
                              "card": None, "clocks": None, "limits": [], "kernels": [], "models": [], "checks": [], "notes": [], "seconds": {}}
         self.out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,8 @@ class Run:
     def left(self) -> float:
         return self.end - time.monotonic()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, wrong: bool = True) -> None:
+        self.failed |= wrong
         self.report["notes"].append(text)
         print(f"  note: {text}", flush=True)
 
@@ -73,7 +76,7 @@ class Run:
     def step(self, name: str, function, *args) -> None:
         begin = time.monotonic()
         if self.left() < 5:
-            self.note(f"{name}: no time is left")
+            self.note(f"{name}: no time is left", False)
             return
         try:
             function(*args)
@@ -86,12 +89,12 @@ class Run:
     def call(self, command: list, limit: float, given: str = "", **env: str) -> tuple[int | None, str]:
         """Status (None: stopped at the limit) and output."""
         process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, errors="replace", env={**os.environ, **env})
+                                   text=True, errors="replace", env={**os.environ, **env}, start_new_session=True)
         try:
             output, _ = process.communicate(given, timeout=max(1, min(limit, self.left())))
             return process.returncode, output
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
             output, _ = process.communicate()
             return None, output
 
@@ -149,7 +152,7 @@ class Run:
                 self.note(f"bench: status {status} at '{cases[0].line()}': {output[-500:]}")
                 cases = cases[1:]
         if cases:
-            self.note(f"{into}: no time for {len(cases)} cases, from '{cases[0].line()}' on")
+            self.note(f"{into}: no time for {len(cases)} cases, from '{cases[0].line()}' on", False)
 
     def models(self, limit: float) -> None:
         c = roofline.TINY if self.emulated else roofline.MODELS[DECODE["name"]]
@@ -173,26 +176,26 @@ class Run:
             if status:
                 self.note(f"model, {dtype}: status {status}: {output[-500:]}")
             elif status is None:
-                self.note(f"model, {dtype}: stopped at its time limit")
+                self.note(f"model, {dtype}: stopped at its time limit", False)
 
     def sanitize(self) -> None:
         tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=":".join(map(str, Path("/usr/local").glob("cuda*/bin"))))
         if not tool:
-            self.note("no compute-sanitizer")
+            self.note("no compute-sanitizer", False)
             return
         for what, name, only in SANITIZED:
             if self.left() < 10:
-                self.note(f"sanitizer: no time for {what} of {name} and what follows")
+                self.note(f"sanitizer: no time for {what} of {name} and what follows", False)
                 return
             self.check(name, 45, only, (tool, "--tool", what, "--error-exitcode", "9", "--print-limit", "10"), f"{what}: {name}")
 
     # ---- all of it ----------------------------------------------------------------------------------------------------------------------
 
     def card(self) -> bool:
-        status, output = self.call([self.programs["gpu_bench"]], 60)
+        done = subprocess.run([self.programs["gpu_bench"]], input="", capture_output=True, text=True, timeout=100)  # however long building took
+        status, output = done.returncode, done.stdout
         if status == 77 or not output.startswith("{"):
-            print(output.strip() or f"bench: status {status}")
-            self.note(output.strip() or f"bench: status {status}")
+            self.note(output.strip() or f"gpu_bench: status {status}")
             return False
         self.report["card"] = json.loads(output.splitlines()[0])
         if not self.emulated and shutil.which("nvidia-smi"):
@@ -212,7 +215,7 @@ class Run:
             return 1
         if not self.card():
             self.write()
-            return 77
+            return 77 if self.report["notes"][-1] == "no CUDA device" else 1
         self.step("checks", self.checks, 150)
         self.step("limits", self.bench, roofline.limits(), "limits", 40)
         self.step("models", self.models, 75)
@@ -222,7 +225,7 @@ class Run:
         self.write()
         print(f"{self.out / 'report.md'}")
         bad = [r for r in self.report["checks"] if not r["ok"]] + [r for r in self.report["limits"] + self.report["kernels"] if "error" in r]
-        return 1 if bad or self.report["notes"] and self.emulated else 0
+        return 1 if bad or self.failed else 0
 
 
 def main() -> int:

@@ -104,38 +104,6 @@ static __global__ void __launch_bounds__(128)
     }
 }
 
-cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent, const float *q,
-                                  const struct dsv2i_weight *kv_b, int32_t heads, float scale)
-
-/* A thread has a column. */
-template <int dtype>
-static __global__ void mla_absorb_simple_kernel(const dsv2i_cuda_step *step, uint16_t *to, const float *q, const void *w, int heads,
-                                                float scale)
-{
-    const int head = (int)blockIdx.x, column = (int)(blockIdx.y * blockDim.x + threadIdx.x), row = (int)blockIdx.z * few;
-    float sum[few] = {};
-
-    dsv2i_wait_dependency();
-    dsv2i_launch_dependents();
-    const int n = min(step->n_rows - row, few);
-    if (n <= 0)
-        return;
-    if (blockIdx.y == 0)
-        copy_rope(to, q, head, heads, row, n, scale);
-    for (int k = 0; k < nope; k++) {
-        const float x = dsv2i_load<dtype>(w, ((size_t)head * (nope + v) + (size_t)k) * rank + (size_t)column);
-
-#pragma unroll
-        for (int r = 0; r < few; r++)
-            if (r < n)
-                sum[r] = fmaf(x, q[((size_t)(row + r) * (size_t)heads + (size_t)head) * (nope + rope) + (size_t)k], sum[r]);
-    }
-#pragma unroll
-    for (int r = 0; r < few; r++)
-        if (r < n)
-            to[((size_t)(row + r) * (size_t)heads + (size_t)head) * (rank + rope) + (size_t)column] = dsv2i_bf16(sum[r] * scale);
-}
-
 cudaError_t dsv2i_cuda_mla_absorb(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *q_latent,
                                   const float *q, const struct dsv2i_weight *kv_b, int32_t heads, float scale)
 {

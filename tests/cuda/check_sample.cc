@@ -365,7 +365,7 @@ int main()
                 check_random(n > 1000 ? 20 : 40, n, i % 2 ? 4 : 400, i % 3 == 2);
         });
     run("sample, vocabulary of 9000 with padding", 2, [] { check_random(24, 9000, 400, true); });
-    run("sample, many logits in a bin", 2, [] { check_crowded(5003); });
+    run("sample, many logits in a bin", 2, [] { check_crowded(8003); });
     run("sample, vocabulary of 102400", 1, [] { check_large(102400, 132); });
     expect(other_than_best * 4 > drawn, "only %d of %d tokens were not the greatest", other_than_best, drawn);
     printf("# %d tokens, of which %d not the greatest\n", drawn, other_than_best);

@@ -98,7 +98,7 @@ template <class T> bool is_unset(const T &x)
     return !memcmp(&x, &ones, sizeof x);
 }
 
-void close_to(const std::vector<float> &got, const std::vector<double> &want, double tolerance)
+[[maybe_unused]] void close_to(const std::vector<float> &got, const std::vector<double> &want, double tolerance)
 {
     double square = 0;
 
@@ -174,7 +174,7 @@ struct Step {
     dsv2i_cuda_launch launch() const { return launch_for(rows + 3); } /* as a graph for more rows */
 };
 
-std::vector<int32_t> zeros(int n) { return std::vector<int32_t>((size_t)n); }
+[[maybe_unused]] std::vector<int32_t> zeros(int n) { return std::vector<int32_t>((size_t)n); }
 
 /* A weight of the host with its copy in device memory. */
 struct Weight {

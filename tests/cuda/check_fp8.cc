@@ -161,7 +161,7 @@ void check_experts(Shape shape, int n, int top_k, int hidden, int inter, bool ro
     for (int i = 0; i < n; i++)
         for (int j = 0; j < top_k; j++) {
             const size_t e = 3 * (size_t)(routed ? idx[(size_t)(i * top_k + j)] : 0);
-            const dsv2i_ffn ffn = {w[e].host, w[e + 1].host, w[e + 2].host};
+            const dsv2i_ffn ffn = {w[e].host, w[e + 1].host, w[e + 2].host, nullptr};
             ref_ffn(part.data(), &xd[(size_t)(i * hidden)], &ffn);
             for (int k = 0; k < hidden; k++)
                 want[(size_t)(i * hidden + k)] += part[(size_t)k] * (routed ? (double)weight[(size_t)(i * top_k + j)] : 1.0);

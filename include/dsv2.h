@@ -411,6 +411,8 @@ typedef struct dsv2_token_score {
 #define DSV2_STEP_NO_LOGITS 2u /* no logits after the last token: the session has none then */
 
 /* One session's part of a step. */
+typedef struct dsv2_sample_params dsv2_sample_params;
+
 typedef struct dsv2_step_member {
     dsv2_session *session;
     const int32_t *tokens;      /* n_tokens >= 1: a prompt, a piece of one, a generated token */
@@ -419,11 +421,15 @@ typedef struct dsv2_step_member {
     size_t score_size;
     uint32_t flags;             /* DSV2_STEP_* */
     dsv2_status status;         /* set by the step */
+    const dsv2_sample_params *sample; /* NULL, or choose the token after the last one: as dsv2_sample would after the step.  With
+                                 * DSV2_STEP_NO_LOGITS no logits need to leave the device */
+    int32_t token;              /* the choice, set by the step; it is not appended */
+    float logprob;              /* as of dsv2_sample */
 } dsv2_step_member;
 
 /* Append tokens to n different sessions of one model at once; the weights are read once for all, 1 to max(n_batch) tokens at a time.
  * Pages are reserved for the members in their order before anything is computed.  A member that fails (its status: INVALID, CONTEXT_FULL,
- * NO_PAGES, NOMEM, CANCELLED) is as before, and the others do not notice.  A session's results do not depend on its company.
+ * NO_PAGES, NOMEM, CANCELLED, NUMERIC) is as before, but that it may have no logits, and the others do not notice.  A session's results do not depend on its company.
  * OK if every member succeeded, else the status of the one that failed last, of which dsv2_last_error() tells.
  * INVALID for a member that makes no sense (NULL, no tokens, a session that is in it twice or has another model) and FORKED: nothing is done
  * and no status is set.  member_size: sizeof(dsv2_step_member).  Threads: the sessions are the calling thread's; steps of several
@@ -505,7 +511,7 @@ typedef int32_t (*dsv2_logits_fn)(void *user, float *logits, size_t n);
 
 /* Steps in this order (those of vLLM): min_tokens, logit_bias, repetition_penalty, frequency and presence penalty, callback,
  * greedy if temperature < 1e-5; else temperature, min_p, top_k, top_p, draw.  Defaults come from the model's generation_config.json. */
-typedef struct dsv2_sample_params {
+struct dsv2_sample_params {
     size_t struct_size;
     float temperature;          /* >= 0; below 1e-5 = greedy (lowest id on ties); 1e-5..0.01 counts as 0.01; default 1 */
     float top_p;                /* (0, 1]; default 1 */
@@ -522,7 +528,7 @@ typedef struct dsv2_sample_params {
     size_t n_stop_tokens;
     dsv2_logits_fn callback;
     void *callback_user;
-} dsv2_sample_params;
+};
 
 /* model may be NULL: defaults as in the comments above. */
 DSV2_API void dsv2_sample_params_init(dsv2_sample_params *params, size_t size, const dsv2_model *model);

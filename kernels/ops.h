@@ -115,6 +115,28 @@ struct dsv2i_score {
     float top_logprob;
 };
 
+/* What a row's token is chosen by: dsv2_sample_params of dsv2.h and what dsv2i_sample_row of sampler.h adds, without callback. */
+struct dsv2i_bias {
+    int32_t token;
+    float bias;
+};
+struct dsv2i_seen {
+    int32_t token;  /* of prompt or output */
+    uint32_t count; /* in the output */
+};
+struct dsv2i_sampling {
+    uint64_t seed, pos;
+    double per_temperature, lowest; /* dsv2i_per_temperature and dsv2i_lowest (sampling.h) of temperature and min_p */
+    int32_t greedy;                 /* temperature is below DSV2I_GREEDY_BELOW */
+    int32_t top_k;                  /* below 1: off */
+    float top_p;                    /* 1: off */
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t n_banned, n_bias, n_seen;
+    const int32_t *banned;          /* at -infinity: eos and stop tokens before min_tokens */
+    const struct dsv2i_bias *bias;  /* by ascending token; of the same token, in the caller's order */
+    const struct dsv2i_seen *seen;  /* each token once; none if no penalty is on */
+};
+
 struct dsv2i_backend;
 
 struct dsv2i_ops {
@@ -202,6 +224,13 @@ struct dsv2i_ops {
      * x (n, hidden) is already normalized; target is in the host's memory.  A NaN among the logits gives logprob NaN. */
     void (*score)(struct dsv2i_backend *be, struct dsv2i_score *out, const float *x, const struct dsv2i_weight *head,
                   const int32_t *target, int32_t n);
+
+    /* token[i] = what lib/sampler.c chooses from row i of logits (n, vocab) by how[i], or -1 where it finds a number that is none or no token
+     * left, and its log-probability; nothing where how[i] is NULL.  Bit i % 32 of word i / 32 of is_token (backend memory; NULL: all are)
+     * says whether id i is a token.  how, its lists, token and logprob are in the host's memory; results are there when finish returns.  n is
+     * at most logit_rows, vocab a multiple of 4.  After submit.  A backend without it leaves this to the host. */
+    void (*sample)(struct dsv2i_backend *be, int32_t *token, float *logprob, const float *logits, int32_t vocab, const uint32_t *is_token,
+                   const struct dsv2i_sampling *const *how, int32_t n);
 };
 
 /* Every backend begins with this. */

@@ -371,11 +371,16 @@ static dsv2_status check_session(const char *function, size_t i, const dsv2_sess
     return DSV2_OK;
 }
 
-static dsv2_status take_member(const char *function, const char *from, size_t i, const dsv2_session *first, struct dsv2i_member *m)
-{
-    const dsv2_step_member *given = (const void *)(from);
-    uint32_t unknown = given->flags & ~(DSV2_STEP_DECODED | DSV2_STEP_NO_LOGITS);
+#define STEP_MEMBER_AT_LEAST offsetof(dsv2_step_member, sample) /* as it was at first */
 
+static dsv2_status take_member(const char *function, const char *from, size_t size, size_t i, const dsv2_session *first,
+                               struct dsv2i_member *m)
+{
+    dsv2_step_member local = {0}, *given = &local;
+    uint32_t unknown;
+
+    memcpy(given, from, size < sizeof local ? size : sizeof local);
+    unknown = given->flags & ~(DSV2_STEP_DECODED | DSV2_STEP_NO_LOGITS);
     if (!given->session || !given->tokens)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: %s is NULL", function, i, given->session ? "tokens" : "session");
     if (!given->n_tokens)
@@ -393,9 +398,23 @@ static dsv2_status take_member(const char *function, const char *from, size_t i,
         .no_logits = (given->flags & DSV2_STEP_NO_LOGITS) != 0,
         .scores = given->scores,
         .score_size = given->score_size,
+        .sampled = given->sample != NULL,
     };
+    if (m->sampled)
+        DSV2I_TRY(dsv2i_sample_take(m->s->model, given->sample, &m->sample));
     m->s->stepping = 1;
     return DSV2_OK;
+}
+
+static void give_member(char *to, size_t size, const struct dsv2i_member *m)
+{
+    dsv2_step_member *member = (void *)to;
+
+    member->status = m->status;
+    if (!m->sampled || m->status != DSV2_OK || size < sizeof *member)
+        return;
+    member->token = m->token;
+    member->logprob = m->logprob;
 }
 
 dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
@@ -408,7 +427,7 @@ dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
     REQUIRE(members);
     if (!n)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: n: 0 members", __func__);
-    DSV2I_TRY(check_element(__func__, member_size, sizeof(dsv2_step_member)));
+    DSV2I_TRY(check_element(__func__, member_size, STEP_MEMBER_AT_LEAST));
     if (!members->session)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[0]: session is NULL", __func__);
     model = members->session->model;
@@ -416,11 +435,11 @@ dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
     if (n > 1 && !(m = dsv2i_alloc(&model->ctx->mem, n, sizeof *m)))
         return dsv2i_fail(DSV2_ERR_NOMEM, "%s: no memory for %zu members", __func__, n);
     for (; taken < n && status == DSV2_OK; taken += status == DSV2_OK)
-        status = take_member(__func__, (char *)members + taken * member_size, taken, taken ? m[0].s : NULL, &m[taken]);
+        status = take_member(__func__, (char *)members + taken * member_size, member_size, taken, taken ? m[0].s : NULL, &m[taken]);
     if (status == DSV2_OK) {
         status = dsv2i_step(model, m, n);
         for (size_t i = 0; i < n; i++)
-            ((dsv2_step_member *)(void *)((char *)members + i * member_size))->status = m[i].status;
+            give_member((char *)members + i * member_size, member_size, &m[i]);
     }
     for (size_t i = 0; i < taken; i++)
         m[i].s->stepping = 0;

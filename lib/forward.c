@@ -146,14 +146,31 @@ static void logits(const dsv2_model *m, struct activations *a, const int32_t *ro
     be->op->linear(be, a->logits, a->last, &m->lm_head, n, 0);
 }
 
-static void fetch_logits(const dsv2_model *m, const struct activations *a, float *const *to, int32_t n)
+/* Choices go from here on. */
+struct drawn {
+    int32_t *token;
+    float *logprob;
+    int32_t n;
+};
+
+/* Hand out what is wanted of the n rows in a->logits; of[i] is whose row i is. */
+static void hand_out(const dsv2_model *m, const struct activations *a, struct dsv2i_output *const *of, int32_t n, struct drawn *drawn)
 {
     struct dsv2i_backend *be = m->ctx->backend;
+    const struct dsv2i_sampling *how[MOST_LOGIT_ROWS];
     size_t vocab = (size_t)m->config.shape.vocab_size;
+    int32_t sampled = 0;
 
-    for (int32_t i = 0; i < n; i++)
-        if (to[i])
-            be->op->fetch(be, to[i], a->logits + (size_t)i * vocab, vocab * sizeof *a->logits);
+    for (int32_t i = 0; i < n; i++) {
+        how[i] = of[i]->sampling;
+        of[i]->drawn = drawn->n + i;
+        sampled |= how[i] != NULL;
+        if (of[i]->logits)
+            be->op->fetch(be, of[i]->logits, a->logits + (size_t)i * vocab, vocab * sizeof *a->logits);
+    }
+    if (sampled)
+        be->op->sample(be, drawn->token + drawn->n, drawn->logprob + drawn->n, a->logits, m->config.shape.vocab_size, m->is_token, how, n);
+    drawn->n += n;
 }
 
 /* How the n_scores targets of a sequence were foretold. */
@@ -168,21 +185,21 @@ static void scores(const dsv2_model *m, struct activations *a, const struct dsv2
     be->op->fetch(be, o->scores, a->scores, (size_t)o->n_scores * sizeof *o->scores);
 }
 
-static void outputs(const dsv2_model *m, struct activations *a, const struct dsv2i_output *out, int32_t n_out)
+static void outputs(const dsv2_model *m, struct activations *a, struct dsv2i_output *out, int32_t n_out, struct drawn *drawn)
 {
     int32_t held = 0, row[MOST_LOGIT_ROWS];
-    float *to[MOST_LOGIT_ROWS];
+    struct dsv2i_output *of[MOST_LOGIT_ROWS];
 
-    for (const struct dsv2i_output *o = out; o < out + n_out; o++) {
+    for (struct dsv2i_output *o = out; o < out + n_out; o++) {
         if (o->n_scores)
             scores(m, a, o);
-        if (o->logits) {
+        if (o->logits || o->sampling) {
             row[held] = o->row + o->n_rows - 1;
-            to[held++] = o->logits;
+            of[held++] = o;
         }
         if (held == m->ctx->backend->logit_rows || (held && o + 1 == out + n_out)) {
             logits(m, a, row, held);
-            fetch_logits(m, a, to, held);
+            hand_out(m, a, of, held, drawn);
             held = 0;
         }
     }
@@ -194,31 +211,33 @@ static int32_t is_plain(const struct dsv2i_backend *be, const struct dsv2i_batch
     if (batch->n_rows != batch->n_seqs || batch->n_rows > be->logit_rows)
         return 0;
     for (int32_t i = 0; i < batch->n_seqs; i++)
-        if (!out[i].logits || out[i].n_scores)
+        if (!(out[i].logits || out[i].sampling) || out[i].n_scores)
             return 0;
     return 1;
 }
 
 /* The logits of a plain step: of all rows, also of those that nobody wants any more, so that the operations are always the same. */
-static void plain_outputs(const dsv2_model *m, struct activations *a, const struct dsv2i_output *out, int32_t n, int recorded)
+static void plain_outputs(const dsv2_model *m, struct activations *a, struct dsv2i_output *out, int32_t n, int recorded,
+                          struct drawn *drawn)
 {
     struct dsv2i_backend *be = m->ctx->backend;
-    float *to[MOST_LOGIT_ROWS];
+    struct dsv2i_output *of[MOST_LOGIT_ROWS];
     int32_t row[MOST_LOGIT_ROWS];
 
     for (int32_t i = 0; i < n; i++) {
         row[i] = i;
-        to[i] = out[i].logits;
+        of[i] = &out[i];
     }
     if (!recorded)
         logits(m, a, row, n);
     be->op->submit(be);
-    fetch_logits(m, a, to, n);
+    hand_out(m, a, of, n, drawn);
 }
 
-dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, dsv2i_poll_fn poll,
-                          void *user)
+dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, int32_t *token, float *logprob,
+                          dsv2i_poll_fn poll, void *user)
 {
+    struct drawn drawn = {token, logprob, 0};
     struct dsv2i_backend *be = m->ctx->backend;
     const struct dsv2i_ops *op = be->op;
     const struct dsv2i_shape *s = &m->config.shape;
@@ -243,10 +262,10 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
         }
     }
     if (!cancelled && b.plain) {
-        plain_outputs(m, &a, out, n, recorded);
+        plain_outputs(m, &a, out, n, recorded, &drawn);
     } else if (!cancelled) {
-        outputs(m, &a, out, b.n_seqs);
-        op->submit(be);
+        op->submit(be); /* nothing of it is recorded: it goes on being called */
+        outputs(m, &a, out, b.n_seqs, &drawn);
     }
     failed = op->finish(be);
     status = cancelled ? dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled")

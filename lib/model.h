@@ -40,6 +40,7 @@ struct dsv2_model {
     struct dsv2i_blobs *blobs;              /* mappings and blocks that the weights point into; NULL: the backend has copies, in */
     void *block;                            /* backend memory */
     size_t block_bytes;
+    const uint32_t *is_token;               /* there, too: bit i is set if id i is a token, not padding; NULL: nothing is known */
     int32_t n_rows;                         /* of the greatest step that memory is reserved for; read and written in a turn */
 };
 

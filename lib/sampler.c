@@ -317,35 +317,135 @@ void dsv2i_sample_params_init(dsv2_sample_params *params, size_t size, const dsv
     dsv2i_params_init(params, size, &defaults, sizeof defaults);
 }
 
-dsv2_status dsv2i_sample(const dsv2_session *s, const dsv2_sample_params *params, int32_t *token, float *logprob)
+dsv2_status dsv2i_sample_take(const dsv2_model *model, const dsv2_sample_params *given, dsv2_sample_params *params)
 {
-    const struct dsv2i_hooks *mem = &s->model->ctx->mem;
-    struct dsv2i_sample_row row = {
+    dsv2i_sample_params_init(params, sizeof *params, model);
+    DSV2I_TRY(dsv2i_params_take(params, sizeof *params, given, NAME));
+    return dsv2i_sample_check(params, model->config.shape.vocab_size);
+}
+
+static struct dsv2i_sample_row row_of(const dsv2_session *s, int32_t pos, int32_t n_prompt)
+{
+    return (struct dsv2i_sample_row){
         .logits = s->logits,
         .n_vocab = s->model->config.shape.vocab_size,
         .tokens = s->tokens,
-        .n_prompt = s->n_prompt,
-        .pos = s->pos,
+        .n_prompt = n_prompt,
+        .pos = pos,
         .eos = s->model->generation.eos_token_id,
         .n_eos = s->model->generation.n_eos,
         .tokenizer = s->model->tokenizer,
     };
-    dsv2_sample_params p;
+}
+
+dsv2_status dsv2i_sample_at(const dsv2_session *s, int32_t pos, int32_t n_prompt, const dsv2_sample_params *p, int32_t *token,
+                            float *logprob)
+{
+    const struct dsv2i_sample_row row = row_of(s, pos, n_prompt);
+    const struct dsv2i_hooks *mem = &s->model->ctx->mem;
+    void *scratch = dsv2i_alloc(mem, 1, dsv2i_sample_scratch(row.n_vocab));
     dsv2_status status;
     int32_t chosen;
-    void *scratch;
 
-    dsv2i_sample_params_init(&p, sizeof p, s->model);
-    DSV2I_TRY(dsv2i_params_take(&p, sizeof p, params, NAME));
-    DSV2I_TRY(dsv2i_sample_check(&p, row.n_vocab));
-    scratch = dsv2i_alloc(mem, 1, dsv2i_sample_scratch(row.n_vocab));
     if (!scratch)
         return dsv2i_fail(DSV2_ERR_NOMEM, "sample: no memory for %d candidates", row.n_vocab);
-    status = dsv2i_sample_choose(&row, &p, scratch, &chosen);
+    status = dsv2i_sample_choose(&row, p, scratch, &chosen);
     dsv2i_free(mem, scratch);
     DSV2I_TRY(status);
     *token = chosen;
     if (logprob)
         *logprob = (float)(s->logits[chosen] - dsv2i_log_sum_exp(s->logits, row.n_vocab));
+    return DSV2_OK;
+}
+
+dsv2_status dsv2i_sample(const dsv2_session *s, const dsv2_sample_params *params, int32_t *token, float *logprob)
+{
+    dsv2_sample_params p;
+
+    DSV2I_TRY(dsv2i_sample_take(s->model, params, &p));
+    return dsv2i_sample_at(s, s->pos, s->n_prompt, &p, token, logprob);
+}
+
+/* ---- For a backend that samples */
+
+/* Each token so far once, with how often it was output; returns how many.  counts: n_vocab words. */
+static int32_t list_seen(const struct dsv2i_sample_row *row, uint32_t *counts, struct dsv2i_seen *out)
+{
+    const uint32_t seen = 1u << 31; /* as in penalize */
+    int32_t n = 0;
+
+    memset(counts, 0, (size_t)row->n_vocab * sizeof *counts);
+    for (int32_t i = 0; i < row->pos; i++) {
+        if (!counts[row->tokens[i]])
+            out[n++].token = row->tokens[i];
+        counts[row->tokens[i]] = (counts[row->tokens[i]] | seen) + (i >= row->n_prompt);
+    }
+    for (int32_t i = 0; i < n; i++)
+        out[i].count = counts[out[i].token] & ~seen;
+    return n;
+}
+
+/* By ascending token, those of one token in their order. */
+static void sort_bias(struct dsv2i_bias *b, int32_t n)
+{
+    for (int32_t i = 1; i < n; i++) {
+        struct dsv2i_bias one = b[i];
+        int32_t at = i;
+
+        for (; at > 0 && b[at - 1].token > one.token; at--)
+            b[at] = b[at - 1];
+        b[at] = one;
+    }
+}
+
+dsv2_status dsv2i_sampling_make(const dsv2_session *s, int32_t pos, int32_t n_prompt, const dsv2_sample_params *p,
+                                struct dsv2i_sampling *out, void **lists)
+{
+    const struct dsv2i_sample_row row = row_of(s, pos, n_prompt);
+    int penalized = !(p->repetition_penalty == 1 && p->frequency_penalty == 0 && p->presence_penalty == 0);
+    int ending = pos - n_prompt < p->min_tokens;
+    size_t n_banned = ending ? (size_t)row.n_eos + p->n_stop_tokens : 0, n_seen = penalized ? (size_t)pos : 0;
+    size_t n_counts = penalized ? (size_t)row.n_vocab : 0;
+    size_t bytes = n_seen * sizeof(struct dsv2i_seen) + p->n_logit_bias * sizeof(struct dsv2i_bias)
+                   + (n_banned + n_counts) * sizeof(int32_t);
+    struct dsv2i_seen *seen = NULL;
+    struct dsv2i_bias *bias;
+    int32_t *banned;
+
+    *out = (struct dsv2i_sampling){
+        .seed = p->seed,
+        .pos = (uint64_t)pos,
+        .per_temperature = dsv2i_per_temperature(p->temperature),
+        .lowest = dsv2i_lowest(p->min_p),
+        .greedy = p->temperature < DSV2I_GREEDY_BELOW,
+        .top_k = p->top_k,
+        .top_p = p->top_p,
+        .repetition_penalty = p->repetition_penalty,
+        .presence_penalty = p->presence_penalty,
+        .frequency_penalty = p->frequency_penalty,
+        .n_banned = (int32_t)n_banned,
+        .n_bias = (int32_t)p->n_logit_bias,
+    };
+    *lists = NULL;
+    if (!bytes)
+        return DSV2_OK;
+    *lists = seen = dsv2i_alloc(&s->model->ctx->mem, 1, bytes);
+    if (!seen)
+        return dsv2i_fail(DSV2_ERR_NOMEM, "sample: no memory for %zu bytes", bytes);
+    bias = (struct dsv2i_bias *)(void *)(seen + n_seen);
+    banned = (int32_t *)(void *)(bias + p->n_logit_bias);
+    if (penalized)
+        out->n_seen = list_seen(&row, (uint32_t *)banned + n_banned, seen);
+    for (size_t i = 0; i < p->n_logit_bias; i++) {
+        dsv2_logit_bias b = bias_at(p, i);
+
+        bias[i] = (struct dsv2i_bias){b.token, b.bias};
+    }
+    sort_bias(bias, out->n_bias);
+    for (size_t i = 0; i < n_banned; i++)
+        banned[i] = i < (size_t)row.n_eos ? row.eos[i] : p->stop_tokens[i - (size_t)row.n_eos];
+    out->seen = seen;
+    out->bias = bias;
+    out->banned = banned;
     return DSV2_OK;
 }

@@ -43,6 +43,17 @@ int32_t dsv2i_sample_keep(const float *logits, int32_t n_vocab, const dsv2_sampl
                           struct dsv2i_candidate *out);
 int32_t dsv2i_sample_draw(const struct dsv2i_candidate *candidates, int32_t n, uint64_t seed, uint64_t pos);
 
+/* Parameters as given over the model's defaults, checked. */
+dsv2_status dsv2i_sample_take(const dsv2_model *model, const dsv2_sample_params *given, dsv2_sample_params *params);
+
+/* Choose from the session's logits as those after token pos - 1, with n_prompt tokens of prompt.  logprob may be NULL. */
+dsv2_status dsv2i_sample_at(const dsv2_session *s, int32_t pos, int32_t n_prompt, const dsv2_sample_params *params, int32_t *token,
+                            float *logprob);
+
+/* The same choice as a backend wants it (no callback).  *lists, to be freed, is what out points into, or NULL. */
+dsv2_status dsv2i_sampling_make(const dsv2_session *s, int32_t pos, int32_t n_prompt, const dsv2_sample_params *params,
+                                struct dsv2i_sampling *out, void **lists);
+
 /* The public functions, arguments not NULL, logits present. */
 void dsv2i_sample_params_init(dsv2_sample_params *params, size_t size, const dsv2_model *model);
 dsv2_status dsv2i_sample(const dsv2_session *s, const dsv2_sample_params *params, int32_t *token, float *logprob);

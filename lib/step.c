@@ -11,6 +11,7 @@
 
 #include "forward.h"
 #include "logprobs.h"
+#include "sampler.h"
 
 struct step {
     dsv2_model *model;
@@ -25,6 +26,8 @@ struct step {
     struct dsv2i_output *out;
     struct dsv2i_member **of_seq;
     struct dsv2i_score *scores;
+    int32_t *chosen;                /* what the backend has chosen, and */
+    float *logprob;
 };
 
 static int32_t min_i32(int32_t a, int32_t b)
@@ -123,6 +126,12 @@ static int looks_up(const struct dsv2i_member *m)
     return m->s->kv.pool->n_buckets && !m->decoded && !m->scores;
 }
 
+/* Tokens of prompt when the step is done. */
+static int32_t prompt_after(const struct dsv2i_member *m)
+{
+    return m->decoded ? m->s->n_prompt : m->end;
+}
+
 static dsv2_status prepare(struct dsv2i_member *m)
 {
     dsv2_session *s = m->s;
@@ -143,6 +152,9 @@ static dsv2_status prepare(struct dsv2i_member *m)
     if (looks_up(m))
         DSV2I_TRY(dsv2i_kv_reuse(&s->kv, s->cache_namespace, m->form == DSV2I_EXPANDED, s->tokens, &m->from, m->end));
     m->at = m->from;
+    m->on_backend = m->sampled && s->model->ctx->backend->op->sample && s->model->config.shape.vocab_size % 4 == 0 && !m->sample.callback;
+    if (m->on_backend)
+        DSV2I_TRY(dsv2i_sampling_make(s, m->end, prompt_after(m), &m->sample, &m->sampling, &m->lists));
     return dsv2i_kv_reserve(&s->kv, m->from, m->end);
 }
 
@@ -179,7 +191,8 @@ static int32_t gather(struct step *step)
         step->out[b->n_seqs] = (struct dsv2i_output){
             .row = b->n_rows,
             .n_rows = rows,
-            .logits = last && !m->no_logits ? s->logits : NULL,
+            .logits = last && (!m->no_logits || (m->sampled && !m->on_backend)) ? s->logits : NULL,
+            .sampling = last && m->on_backend ? &m->sampling : NULL,
             .target = s->tokens + m->at + 1,
             .scores = step->scores + b->n_rows,
             .n_scores = m->scores ? rows - last : 0,
@@ -207,6 +220,7 @@ static int32_t poll(void *user)
             atomic_store(&m->s->cancelled, 0);
             fail(step, m, dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled"));
             step->out[i].logits = NULL;
+            step->out[i].sampling = NULL;
             step->out[i].n_scores = 0;
         }
         live += m->status == DSV2_OK;
@@ -214,9 +228,21 @@ static int32_t poll(void *user)
     return live == 0;
 }
 
+/* The token after the last one. */
+static dsv2_status choose(const struct step *step, struct dsv2i_member *m, const struct dsv2i_output *out)
+{
+    if (!m->on_backend)
+        return dsv2i_sample_at(m->s, m->end, prompt_after(m), &m->sample, &m->token, &m->logprob);
+    m->token = step->chosen[out->drawn];
+    m->logprob = step->logprob[out->drawn];
+    if (m->token < 0)
+        return dsv2i_fail(DSV2_ERR_NUMERIC, "logits: NaN or infinity among them, or none is left to choose from");
+    return DSV2_OK;
+}
+
 static void pass(struct step *step)
 {
-    dsv2_status status = dsv2i_forward(step->model, &step->batch, step->out, poll, step);
+    dsv2_status status = dsv2i_forward(step->model, &step->batch, step->out, step->chosen, step->logprob, poll, step);
 
     for (int32_t i = 0; i < step->batch.n_seqs; i++) {
         struct dsv2i_member *m = step->of_seq[i];
@@ -232,6 +258,14 @@ static void pass(struct step *step)
         for (int32_t k = 0; k < out->n_scores; k++)
             store_score(m, m->at + k + 1, &out->scores[k]);
         m->at += out->n_rows;
+        if (m->sampled && m->at == m->end) {
+            dsv2_status choice = choose(step, m, out);
+
+            if (choice != DSV2_OK) {
+                s->has_logits = 0; /* they are those of the step, which did not happen */
+                fail(step, m, choice);
+            }
+        }
         if (s->progress && m->at < m->end && s->progress(s->progress_user, (uint64_t)(m->at - s->pos), m->n))
             fail(step, m, dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled by the progress callback at token %d of %zu",
                                      m->at - s->pos, m->n));
@@ -244,6 +278,7 @@ static void commit(const struct dsv2i_member *m)
 {
     dsv2_session *s = m->s;
 
+    dsv2i_free(&s->model->ctx->mem, m->lists);
     if (m->status != DSV2_OK) {
         abandon(m);
         return;
@@ -263,7 +298,8 @@ static void *make_lists(struct step *step)
 {
     size_t rows = (size_t)step->max_rows;
     char *block = dsv2i_alloc(&step->model->ctx->mem, rows,
-                              sizeof *step->of_seq + sizeof *step->out + sizeof *step->seqs + sizeof *step->scores + 3 * sizeof(int32_t));
+                              sizeof *step->of_seq + sizeof *step->out + sizeof *step->seqs + sizeof *step->scores
+                                                               + sizeof *step->logprob + 4 * sizeof(int32_t));
 
     if (!block)
         return NULL;
@@ -274,6 +310,8 @@ static void *make_lists(struct step *step)
     step->token = (void *)(step->scores + rows);
     step->pos = step->token + rows;
     step->seq = step->pos + rows;
+    step->chosen = step->seq + rows;
+    step->logprob = (void *)(step->chosen + rows);
     return block;
 }
 
@@ -290,6 +328,7 @@ dsv2_status dsv2i_step(dsv2_model *model, struct dsv2i_member *members, size_t n
         struct dsv2i_member *m = &members[i];
 
         m->from = m->at = m->end = m->s->pos;
+        m->lists = NULL;
         m->status = lists ? prepare(m) : dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %d rows", step.max_rows);
         if (m->status != DSV2_OK) {
             step.status = m->status;

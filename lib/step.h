@@ -14,10 +14,17 @@ struct dsv2i_member {
     int32_t no_logits;
     dsv2_token_score *scores;   /* (n), score_size bytes apart; NULL: not wanted */
     size_t score_size;
+    int32_t sampled;            /* choose a token after the last one, by */
+    dsv2_sample_params sample;
+    int32_t token;              /* set by the step, too: the choice, and */
+    float logprob;
     dsv2_status status;         /* set by the step */
     /* While the step runs: */
     int32_t from, at, end;      /* positions to be computed, and those of them that still are */
     int32_t form;               /* enum dsv2i_attention */
+    int32_t on_backend;         /* it is the backend that chooses, by */
+    struct dsv2i_sampling sampling;
+    void *lists;                /* of sampling */
 };
 
 /* Advance n different sessions of one model.  OK if all went well, else the status of the member that failed last, of which

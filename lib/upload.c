@@ -85,6 +85,29 @@ static dsv2_status put_layer(struct upload *u, struct dsv2i_layer *y)
     return y->router.rows ? put_ffn(u, y->experts, s->n_routed_experts) : DSV2_OK;
 }
 
+/* Which ids are tokens, for a backend that samples. */
+static dsv2_status put_tokens(struct upload *u)
+{
+    const struct dsv2i_hooks *mem = &u->m->ctx->mem;
+    int32_t n = u->m->config.shape.vocab_size;
+    size_t words = (size_t)n / 32 + 1;
+    uint32_t *bits, *to = u->used && u->m->tokenizer && u->be->op->sample ? place(u, words * sizeof *bits) : NULL;
+    int failed;
+
+    if (!to)
+        return DSV2_OK;
+    bits = dsv2i_calloc(mem, words, sizeof *bits);
+    if (!bits)
+        return dsv2i_fail(DSV2_ERR_NOMEM, "%s: no memory for %zu bytes", u->m->folder, words * sizeof *bits);
+    for (int32_t i = 0; i < n; i++)
+        if (dsv2i_tokenizer_has(u->m->tokenizer, i))
+            bits[i / 32] |= 1u << i % 32;
+    failed = u->be->op->mem_copy(u->be, to, bits, words * sizeof *bits);
+    dsv2i_free(mem, bits);
+    u->m->is_token = to;
+    return failed ? device_failed(u) : DSV2_OK;
+}
+
 static dsv2_status put_all(struct upload *u)
 {
     dsv2_model *m = u->m;
@@ -94,10 +117,11 @@ static dsv2_status put_all(struct upload *u)
     for (int32_t i = 0; i < s->num_hidden_layers; i++)
         DSV2I_TRY(put_layer(u, &m->layers[i]));
     DSV2I_TRY(put_vector(u, &m->norm, s->hidden_size));
-    if (!m->config.tie_word_embeddings)
-        return put(u, &m->lm_head, 0);
-    m->lm_head = m->embed_tokens;
-    return DSV2_OK;
+    if (m->config.tie_word_embeddings)
+        m->lm_head = m->embed_tokens;
+    else
+        DSV2I_TRY(put(u, &m->lm_head, 0));
+    return put_tokens(u);
 }
 
 size_t dsv2i_upload_bytes(const dsv2_model *m)

@@ -107,7 +107,8 @@ static size_t fetched_bytes(const struct dsv2i_cuda *be, const struct dsv2i_shap
 {
     size_t logit_rows = (size_t)(n_rows < be->base.logit_rows ? n_rows : be->base.logit_rows);
 
-    return logit_rows * (((size_t)shape->vocab_size * sizeof(float) + 63) & ~(size_t)63) + (size_t)n_rows * sizeof(struct dsv2i_score);
+    return logit_rows * (((size_t)shape->vocab_size * sizeof(float) + 63) & ~(size_t)63)
+           + (size_t)n_rows * (sizeof(struct dsv2i_score) + sizeof(int32_t) + sizeof(float)) + 128;
 }
 
 /* Enough for any step: plain ones are launched for more rows than they have. */
@@ -171,6 +172,9 @@ static void op_close(struct dsv2i_backend *base)
     dsv2i_cuda_drop(&be->lists, 0);
     dsv2i_cuda_drop(&be->pinned_lists, 1);
     dsv2i_cuda_drop(&be->fetched, 1);
+    dsv2i_cuda_drop(&be->choices, 0);
+    dsv2i_cuda_drop(&be->pinned_choices, 1);
+    dsv2i_cuda_drop(&be->choice_scratch, 0);
     cudaGetLastError();
     dsv2i_cuda_leave(previous);
     pthread_mutex_destroy(&be->copying);
@@ -207,6 +211,7 @@ static const struct dsv2i_ops ops = {
     .moe_route = dsv2i_cuda_op_moe_route,
     .moe_experts = dsv2i_cuda_op_moe_experts,
     .score = dsv2i_cuda_op_score,
+    .sample = dsv2i_cuda_op_sample,
 };
 
 /* The steps that say no more than how many rows there are. */

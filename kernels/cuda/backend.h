@@ -4,6 +4,7 @@
  *   weights.c   weights into device memory
  *   step.c      a step: what changes goes to the device, operations are recorded as a graph or launched one by one, results come back
  *   ops.c       each operation: which kernels
+ *   choose.c    tokens from logits, on the device
  *   blas.c      products by cuBLASLt
  *
  * Everything goes to one stream, in the order of the calls; the host waits once, in finish.  Other threads may meanwhile copy and
@@ -72,6 +73,8 @@ struct dsv2i_cuda {
     struct dsv2i_cuda_step *step;   /* on the device: the step's, then, to be used for n rows whatever they are, one with n_rows = n for
                                        each n of 0..DSV2I_MOST_ROWS */
     struct dsv2i_cuda_block scratch, lists, pinned_lists, fetched; /* lists: what step points to */
+    struct dsv2i_cuda_block choices, pinned_choices, choice_scratch; /* of choose.c; the scratch is for so many rows and tokens: */
+    int32_t chosen_rows, chosen_vocab;
     struct dsv2i_cuda_graph graphs[DSV2I_CUDA_GRAPHS];
     int32_t next_graph;          /* the one to give up for the next */
 
@@ -89,7 +92,7 @@ struct dsv2i_cuda {
     int32_t narrowed_as;         /* in e4m3 with such scales, if not 0 */
     struct dsv2i_cuda_graph *replay; /* what submit launches, or NULL */
     struct dsv2i_cuda_fetch *fetches; /* (DSV2I_CUDA_FETCHES) */
-    int32_t n_fetches;
+    int32_t n_fetches, choosing; /* choosing: choices are in use */
     size_t fetched_bytes;
 };
 
@@ -137,6 +140,10 @@ void dsv2i_cuda_fetch(struct dsv2i_backend *be, void *to, const void *from, size
 int dsv2i_cuda_finish(struct dsv2i_backend *be);
 void dsv2i_cuda_forget(struct dsv2i_backend *be, const void *model);
 
+/* Wait, and hand out what has been fetched. */
+void dsv2i_cuda_deliver(struct dsv2i_cuda *be);
+struct dsv2i_cuda_launch dsv2i_cuda_make_launch(const struct dsv2i_cuda *be, int32_t max_rows);
+
 /* Before the first operation: the rows' angles. */
 void dsv2i_cuda_start(struct dsv2i_cuda *be);
 
@@ -153,5 +160,7 @@ void dsv2i_cuda_op_moe_experts(struct dsv2i_backend *be, float *y, const float *
                                const float *weight, int32_t n, int32_t top_k);
 void dsv2i_cuda_op_score(struct dsv2i_backend *be, struct dsv2i_score *out, const float *x, const struct dsv2i_weight *head,
                          const int32_t *target, int32_t n);
+void dsv2i_cuda_op_sample(struct dsv2i_backend *be, int32_t *token, float *logprob, const float *logits, int32_t vocab,
+                          const uint32_t *is_token, const struct dsv2i_sampling *const *how, int32_t n);
 
 #endif

@@ -174,40 +174,18 @@ cudaError_t dsv2i_cuda_experts_many(const struct dsv2i_cuda_launch *to, const st
 
 /* ---- From logits to tokens.  n_rows points at the number of rows in device memory, at most to->max_rows. */
 
-/* What a row's token is chosen by: dsv2_sample_params of dsv2.h and what dsv2i_sample_row of sampler.h adds, without callback. */
-struct dsv2i_cuda_bias {
-    int32_t token;
-    float bias;
-};
-struct dsv2i_cuda_seen {
-    int32_t token;  /* of prompt or output */
-    uint32_t count; /* in the output */
-};
-struct dsv2i_cuda_sampling {
-    uint64_t seed, pos;
-    double per_temperature, lowest;     /* dsv2i_per_temperature and dsv2i_lowest (sampling.h) of temperature and min_p */
-    int32_t greedy;                     /* temperature is below DSV2I_GREEDY_BELOW */
-    int32_t top_k;                      /* below 1: off */
-    float top_p;                        /* 1: off */
-    float repetition_penalty, presence_penalty, frequency_penalty;
-    int32_t n_banned, n_bias, n_seen;
-    const int32_t *banned;              /* at -infinity: eos and stop tokens before min_tokens */
-    const struct dsv2i_cuda_bias *bias; /* by ascending token; of the same token, in the caller's order */
-    const struct dsv2i_cuda_seen *seen; /* each token once; none if no penalty is on */
-};
-
-/* token, logprob (n_rows) = what dsv2i_sample_choose chooses from logits (n_rows, vocab) by how (n_rows), all in device memory: the same
+/* token, logprob (n_rows) = what dsv2i_sample_choose chooses from logits (n_rows, vocab) by how (n_rows), all in device memory, also the lists: the same
  * token, and its log_softmax of the raw logits.  Token -1 (logprob NaN) where it fails: a NaN or +infinity, or no token left.  Rows of
  * logits are ld elements apart, a multiple of 4, and aligned to 16 bytes; vocab is at most 2^24.  is_token: bit i % 32 of word i / 32 says
  * whether id i is a token; NULL: all are.  scratch: zeroed before its first use, for as many rows as it was made for. */
 size_t dsv2i_cuda_sample_scratch(int32_t max_rows, int32_t vocab);
 cudaError_t dsv2i_cuda_sample(const struct dsv2i_cuda_launch *to, const int32_t *n_rows, int32_t *token, float *logprob,
-                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_cuda_sampling *how,
+                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_sampling *how,
                               const uint32_t *is_token, void *scratch);
 
 /* The same where all rows are greedy; others get no token. */
 cudaError_t dsv2i_cuda_argmax(const struct dsv2i_cuda_launch *to, const int32_t *n_rows, int32_t *token, float *logprob,
-                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_cuda_sampling *how,
+                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_sampling *how,
                               const uint32_t *is_token, void *scratch);
 
 /* One part of the op score: logits (n_rows, end - begin) of the tokens from begin on, rows ld elements apart.  Parts come in ascending

@@ -51,7 +51,7 @@ int32_t dsv2i_cuda_memory_rows(struct dsv2i_backend *base, int32_t n)
     return dsv2i_cuda_blas_rows(rows);
 }
 
-static struct dsv2i_cuda_launch make_launch(const struct dsv2i_cuda *be, int32_t max_rows)
+struct dsv2i_cuda_launch dsv2i_cuda_make_launch(const struct dsv2i_cuda *be, int32_t max_rows)
 {
     return (struct dsv2i_cuda_launch){
         .stream = be->stream,
@@ -94,7 +94,7 @@ static size_t score_bytes(const struct dsv2i_shape *s, int32_t n_rows)
 
 struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const struct dsv2i_shape *s, int32_t max_rows)
 {
-    const struct dsv2i_cuda_launch to = make_launch(be, max_rows);
+    const struct dsv2i_cuda_launch to = dsv2i_cuda_make_launch(be, max_rows);
     const int32_t hidden = s->hidden_size, heads = s->num_attention_heads;
     struct dsv2i_cuda_plan p = {0};
     size_t rows = (size_t)dsv2i_cuda_memory_rows((struct dsv2i_backend *)(uintptr_t)&be->base, max_rows), shared;
@@ -128,7 +128,7 @@ static struct dsv2i_cuda_launch launch(const struct dsv2i_cuda *be, int32_t n, c
     int whole = n == be->batch->n_rows;
 
     *step = whole ? be->step : be->step + 1 + n;
-    return make_launch(be, whole ? be->max_rows : n);
+    return dsv2i_cuda_make_launch(be, whole ? be->max_rows : n);
 }
 
 /* ---- Activations for the matrix units --------------------------------------------------------------------------------------- */
@@ -362,7 +362,7 @@ static void score(struct dsv2i_cuda *be, struct dsv2i_score *out, const float *x
                   int32_t n)
 {
     const struct dsv2i_cuda_step *step = be->step + 1 + n;
-    const struct dsv2i_cuda_launch to = make_launch(be, n);
+    const struct dsv2i_cuda_launch to = dsv2i_cuda_make_launch(be, n);
     size_t used = be->plan.shared, rows = (size_t)n;
     int32_t *targets = scratch(be, place(&used, rows * sizeof *targets));
     struct dsv2i_cuda_stand *stand = scratch(be, place(&used, rows * sizeof *stand));

@@ -79,7 +79,7 @@ static __host__ __device__ size_t row_bytes(int vocab, sample_scratch *out, char
 /* What a launch is for. */
 struct sample_call {
     const int32_t *n_rows;
-    const dsv2i_cuda_sampling *how;
+    const dsv2i_sampling *how;
     int32_t *token;
     float *logprob;
     const float *logits;
@@ -97,7 +97,7 @@ struct sample_call {
     }
 };
 
-static __device__ __forceinline__ bool is_edited(const dsv2i_cuda_sampling *how)
+static __device__ __forceinline__ bool is_edited(const dsv2i_sampling *how)
 {
     return how->n_banned || how->n_bias || how->n_seen;
 }
@@ -153,7 +153,7 @@ static __device__ __forceinline__ bool is_bad(float l) { return !(l < infinity);
 /* ---- look */
 
 /* The edits to this block's logits from begin to end, in place. */
-static __device__ void edit(float *logits, const dsv2i_cuda_sampling *how, int begin, int end)
+static __device__ void edit(float *logits, const dsv2i_sampling *how, int begin, int end)
 {
     for (int i = (int)threadIdx.x; i < how->n_banned; i += threads)
         if (how->banned[i] >= begin && how->banned[i] < end)
@@ -272,7 +272,7 @@ static __global__ void __launch_bounds__(threads) look_kernel(sample_call call)
     if (row >= *call.n_rows)
         return;
     const float *logits = call.logits + (size_t)row * (size_t)call.ld;
-    const dsv2i_cuda_sampling *how = &call.how[row];
+    const dsv2i_sampling *how = &call.how[row];
     sample_scratch s = call.of(row);
     float max = -infinity;
     double sum = 0;
@@ -381,7 +381,7 @@ struct sample_drawn {
     }
 };
 
-static __device__ __forceinline__ bool has_limits(const dsv2i_cuda_sampling *how)
+static __device__ __forceinline__ bool has_limits(const dsv2i_sampling *how)
 {
     return how->top_k > 0 || how->top_p < 1;
 }
@@ -405,7 +405,7 @@ static __global__ void __launch_bounds__(threads) count_kernel(sample_call call)
     dsv2i_launch_dependents();
     if (row >= *call.n_rows)
         return;
-    const dsv2i_cuda_sampling *how = &call.how[row];
+    const dsv2i_sampling *how = &call.how[row];
     sample_scratch s = call.of(row);
     if (s.row->done || !has_limits(how))
         return;
@@ -586,7 +586,7 @@ static __global__ void __launch_bounds__(limit_threads, 2) limit_kernel(sample_c
     dsv2i_launch_dependents();
     if (row >= *call.n_rows)
         return;
-    const dsv2i_cuda_sampling *how = &call.how[row];
+    const dsv2i_sampling *how = &call.how[row];
     sample_scratch s = call.of(row);
     if (s.row->done)
         return;
@@ -689,7 +689,7 @@ static __global__ void __launch_bounds__(threads) race_kernel(sample_call call)
     dsv2i_launch_dependents();
     if (row >= *call.n_rows)
         return;
-    const dsv2i_cuda_sampling *how = &call.how[row];
+    const dsv2i_sampling *how = &call.how[row];
     sample_scratch s = call.of(row);
     if (s.row->done)
         return;
@@ -771,7 +771,7 @@ size_t dsv2i_cuda_sample_scratch(int32_t max_rows, int32_t vocab)
 }
 
 static sample_call call_of(const int32_t *n_rows, int32_t *token, float *logprob, const float *logits, int32_t ld, int32_t vocab,
-                           const struct dsv2i_cuda_sampling *how, const uint32_t *is_token, void *scratch)
+                           const struct dsv2i_sampling *how, const uint32_t *is_token, void *scratch)
 {
     return {n_rows, how, token, logprob, logits, ld, vocab, is_token, (char *)scratch};
 }
@@ -786,14 +786,14 @@ static cudaError_t look(const dsv2i_cuda_launch *to, const sample_call &call)
 }
 
 cudaError_t dsv2i_cuda_argmax(const struct dsv2i_cuda_launch *to, const int32_t *n_rows, int32_t *token, float *logprob,
-                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_cuda_sampling *how,
+                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_sampling *how,
                               const uint32_t *is_token, void *scratch)
 {
     return look(to, call_of(n_rows, token, logprob, logits, ld, vocab, how, is_token, scratch));
 }
 
 cudaError_t dsv2i_cuda_sample(const struct dsv2i_cuda_launch *to, const int32_t *n_rows, int32_t *token, float *logprob,
-                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_cuda_sampling *how,
+                              const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_sampling *how,
                               const uint32_t *is_token, void *scratch)
 {
     const sample_call call = call_of(n_rows, token, logprob, logits, ld, vocab, how, is_token, scratch);

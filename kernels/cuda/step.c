@@ -192,6 +192,7 @@ int dsv2i_cuda_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
     be->replay = NULL;
     be->n_fetches = 0;
     be->fetched_bytes = 0;
+    be->choosing = 0;
     for (int i = 0; i < 2 && atomic_load(&be->uploaded); i++) /* weights may still be on their way */
         dsv2i_cuda_check(be, cudaStreamWaitEvent(be->stream, be->staged[i], 0));
     if (be->error || dsv2i_cuda_check(be, send_lists(be)))
@@ -228,8 +229,7 @@ void dsv2i_cuda_submit(struct dsv2i_backend *base)
         dsv2i_cuda_check(be, cudaGraphLaunch(be->replay->exec, be->stream));
 }
 
-/* Wait, and hand out what has come. */
-static void deliver(struct dsv2i_cuda *be)
+void dsv2i_cuda_deliver(struct dsv2i_cuda *be)
 {
     if (!dsv2i_cuda_check(be, cudaStreamSynchronize(be->stream)))
         for (int32_t i = 0; i < be->n_fetches; i++)
@@ -246,7 +246,7 @@ void dsv2i_cuda_fetch(struct dsv2i_backend *base, void *to, const void *from, si
     if (be->error)
         return;
     if (be->n_fetches == DSV2I_CUDA_FETCHES || be->fetched_bytes + bytes > be->fetched.bytes) /* only where many scores are wanted */
-        deliver(be);
+        dsv2i_cuda_deliver(be);
     if (be->error || (bytes > be->fetched.bytes && dsv2i_cuda_check(be, cudaErrorInvalidValue)))
         return;
     at = be->fetched.at + be->fetched_bytes;
@@ -267,7 +267,7 @@ int dsv2i_cuda_finish(struct dsv2i_backend *base)
         if (graph)
             cudaGraphDestroy(graph);
     }
-    deliver(be);
+    dsv2i_cuda_deliver(be);
     be->shape = NULL;
     be->batch = NULL;
     result = be->error ? -1 : 0;

@@ -466,9 +466,10 @@ static void whole_call(void **state)
             else if (fault == 5)
                 m[at].flags = 1u << 31 | DSV2_STEP_DECODED;
             else if (fault == 6)
-                size = at ? sizeof *m - 1 : 0;
+                size = at ? offsetof(dsv2_step_member, sample) - 1 : 0;
             else if (fault == 7)
-                m[at] = (dsv2_step_member){m[at].session, seq[0], 5, scores, at ? 0 : 3, 0, 12345};
+                m[at] = (dsv2_step_member){.session = m[at].session, .tokens = seq[0], .n_tokens = 5, .scores = scores,
+                                           .score_size = at ? 0 : 3, .status = 12345};
             else
                 n = 0;
             expect(dsv2_step(m, size, n), DSV2_ERR_INVALID, texts[fault]);
@@ -495,6 +496,72 @@ static void whole_call(void **state)
     dsv2_session_free(b);
     dsv2_session_free(foreign);
     dsv2_pool_free(pool);
+}
+
+/* ---- Choosing in the step */
+
+static int32_t spoil(void *user, float *logits, size_t n)
+{
+    (void)n;
+    logits[0] = NAN;
+    ++*(int *)user;
+    return 0;
+}
+
+/* What dsv2_sample would choose after it; with and without logits, in the middle of others, by an older program's elements not at all. */
+static void sampled(void **state)
+{
+    dsv2_session *a = open_session(model[0], 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 16);
+    dsv2_session *b = open_session(model[0], 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 16);
+    dsv2_session *c = open_session(model[0], 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 16);
+    dsv2_sample_params p;
+    int calls = 0;
+
+    dsv2_sample_params_init(&p, sizeof p, model[0]);
+    p.temperature = 1.2f;
+    p.repetition_penalty = 1.3f;
+    p.min_tokens = 3;
+    p.seed = 5;
+    for (int round = 0; round < 6; round++) {
+        dsv2_step_member m[3] = {member_of(a, 0, 10), member_of(b, 0, 10), member_of(c, 1, 3)};
+        const float *logits;
+        int32_t token;
+        float logprob;
+        size_t n;
+
+        m[0].sample = m[1].sample = &p;
+        m[1].flags |= DSV2_STEP_NO_LOGITS;
+        must(dsv2_step(m, sizeof *m, 3));
+        must(dsv2_sample(a, &p, &token, &logprob));
+        assert_int_equal(m[0].token, token);
+        assert_int_equal(m[1].token, token);
+        assert_true(m[0].logprob == logprob && m[1].logprob == logprob);
+        assert_int_equal(m[2].token, 0);
+        expect(dsv2_session_logits(b, &logits, &n), DSV2_ERR_STATE, NULL);
+    }
+
+    /* Parameters that make no sense: nothing is done.  A choice that fails: its session is as it was. */
+    dsv2_step_member m = member_of(a, 0, 5);
+    size_t before = dsv2_session_position(a);
+    m.sample = &p;
+    p.top_p = 0;
+    expect(dsv2_step(&m, sizeof m, 1), DSV2_ERR_INVALID, "top_p");
+    p.top_p = 1;
+    p.callback = spoil;
+    p.callback_user = &calls;
+    expect(dsv2_step(&m, sizeof m, 1), DSV2_ERR_NUMERIC, "callback");
+    assert_int_equal(calls, 1);
+    assert_int_equal(dsv2_session_position(a), before);
+    assert_int_equal(m.status, DSV2_ERR_NUMERIC);
+
+    /* Elements as they were at first. */
+    m.token = 77;
+    must(dsv2_step(&m, offsetof(dsv2_step_member, sample), 1));
+    assert_int_equal(calls, 1);
+    assert_int_equal(m.token, 77);
+    dsv2_session_free(a);
+    dsv2_session_free(b);
+    dsv2_session_free(c);
 }
 
 /* ---- One of many fails */
@@ -726,7 +793,7 @@ static void no_pages_after_reuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(crowd), cmocka_unit_test(whole_call), cmocka_unit_test(cancelled_within),
+        cmocka_unit_test(crowd), cmocka_unit_test(sampled), cmocka_unit_test(whole_call), cmocka_unit_test(cancelled_within),
         cmocka_unit_test(cancelled_score), cmocka_unit_test(cancelled_at_any_time), cmocka_unit_test(last_page),
         cmocka_unit_test(no_pages_after_reuse), cmocka_unit_test(random_lives),
     };

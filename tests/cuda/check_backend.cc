@@ -520,6 +520,68 @@ void test_scores(void **)
             fail_msg("token %d: %g rank %d, on the CPU %g rank %d", i, (double)got[i].logprob, got[i].rank, (double)want[i].logprob, want[i].rank);
 }
 
+/* Tokens chosen on the card, from logits that do not leave it: what the host chooses from the same logits. */
+void test_sampling(void **)
+{
+    enum { N = 3 };
+    World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+    dsv2_session *by_card[N], *by_host[N];
+    dsv2_sample_params params[N];
+    const dsv2_logit_bias bias[] = {{7, 2.5f}, {3, -1}, {7, 0.5f}};
+    int differ_from_greedy = 0;
+
+    for (int i = 0; i < N; i++) {
+        by_card[i] = open_session(w.model, 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 64);
+        by_host[i] = open_session(w.model, 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 64);
+        dsv2_sample_params_init(&params[i], sizeof params[i], w.model);
+        params[i].temperature = i == 1 ? 0.0f : 1.3f;
+        params[i].seed = 11 + (uint64_t)i;
+    }
+    params[0].top_k = 40;
+    params[0].top_p = 0.9f;
+    params[0].repetition_penalty = 1.2f;
+    params[2].logit_bias = bias;
+    params[2].n_logit_bias = 3;
+    params[2].min_tokens = 4;
+    params[2].min_p = 0.02f;
+    std::vector<std::vector<int32_t>> next(N);
+    for (int i = 0; i < N; i++)
+        next[(size_t)i] = {3 + i, 1, 4};
+    for (int round = 0; round < 7; round++) {
+        dsv2_step_member card[N] = {}, host[N] = {};
+        for (int i = 0; i < N; i++) {
+            card[i].session = by_card[i];
+            card[i].tokens = next[(size_t)i].data();
+            card[i].n_tokens = next[(size_t)i].size();
+            card[i].flags = round ? DSV2_STEP_DECODED : 0;
+            host[i] = card[i];
+            host[i].session = by_host[i];
+            card[i].sample = &params[i];
+            card[i].flags |= DSV2_STEP_NO_LOGITS;
+        }
+        must(dsv2_step(card, sizeof *card, N));
+        must(dsv2_step(host, sizeof *host, N));
+        for (int i = 0; i < N; i++) {
+            const float *none;
+            size_t n;
+            int32_t token;
+            float logprob;
+            must(dsv2_sample(by_host[i], &params[i], &token, &logprob));
+            if (card[i].token != token || fabsf(card[i].logprob - logprob) > 1e-5f)
+                fail_msg("round %d, session %d: token %d (%g), by the host %d (%g)", round, i, card[i].token, (double)card[i].logprob, token,
+                         (double)logprob);
+            expect(dsv2_session_logits(by_card[i], &none, &n), DSV2_ERR_STATE, "");
+            differ_from_greedy += token != best(w.logits(by_host[i]));
+            next[(size_t)i] = {token};
+        }
+    }
+    assert_true(differ_from_greedy > 4);
+    for (int i = 0; i < N; i++) {
+        dsv2_session_free(by_card[i]);
+        dsv2_session_free(by_host[i]);
+    }
+}
+
 /* Saved on the card, restored on the CPU, and the other way round. */
 void test_exchange(void **)
 {
@@ -653,17 +715,10 @@ void test_list(void **)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_list),      cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
-        cmocka_unit_test(test_golden_fp8),
-        cmocka_unit_test(test_fp8_products),
-        cmocka_unit_test(test_invariant), cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_recorded), cmocka_unit_test(test_recorded_for),  cmocka_unit_test(test_step),       cmocka_unit_test(test_exchange),
-        cmocka_unit_test(test_no_memory), cmocka_unit_test(test_lost),       cmocka_unit_test(test_cancelled_load),
-        cmocka_unit_test(test_bundled_text),
-
         cmocka_unit_test(test_list),         cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_golden_fp8),   cmocka_unit_test(test_invariant),  cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_recorded),   cmocka_unit_test(test_step),
+        cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_recorded),   cmocka_unit_test(test_recorded_for),
+        cmocka_unit_test(test_sampling),     cmocka_unit_test(test_step),
         cmocka_unit_test(test_exchange),     cmocka_unit_test(test_bundled_text),
         cmocka_unit_test(test_cancelled_load),
 #ifdef DSV2I_EMULATED

@@ -114,17 +114,17 @@ void point_at_lists(Row &r)
 }
 
 /* As a backend makes it of the parameters. */
-dsv2i_cuda_sampling on_device(const Row &r)
+dsv2i_sampling on_device(const Row &r)
 {
     const dsv2_sample_params &p = r.params;
-    std::vector<dsv2i_cuda_bias> bias;
-    std::vector<dsv2i_cuda_seen> seen;
+    std::vector<dsv2i_bias> bias;
+    std::vector<dsv2i_seen> seen;
     std::vector<int32_t> banned;
-    dsv2i_cuda_sampling s = {};
+    dsv2i_sampling s = {};
 
     for (const dsv2_logit_bias &b : r.bias)
         bias.push_back({b.token, b.bias});
-    std::stable_sort(bias.begin(), bias.end(), [](const dsv2i_cuda_bias &a, const dsv2i_cuda_bias &b) { return a.token < b.token; });
+    std::stable_sort(bias.begin(), bias.end(), [](const dsv2i_bias &a, const dsv2i_bias &b) { return a.token < b.token; });
     if (position(r) - r.n_prompt < p.min_tokens) {
         banned = r.eos;
         banned.insert(banned.end(), r.stop.begin(), r.stop.end());
@@ -166,7 +166,7 @@ void check_rows(std::vector<Row> &rows, int n, const std::vector<uint32_t> &is_t
 {
     const int count = (int)rows.size(), ld = (n + 3) / 4 * 4 + (n % 8 ? 4 : 0);
     std::vector<float> logits((size_t)((count + 1) * ld), NAN);
-    std::vector<dsv2i_cuda_sampling> how;
+    std::vector<dsv2i_sampling> how;
     dsv2i_cuda_launch to = launch_for(count + 1);
     size_t bytes = dsv2i_cuda_sample_scratch(count + 1, n);
     std::vector<char> cpu_memory(cpu_scratch(n)), zeroed(bytes);
@@ -179,7 +179,7 @@ void check_rows(std::vector<Row> &rows, int n, const std::vector<uint32_t> &is_t
     }
     how.push_back({});
     const float *logits_device = up(logits);
-    const dsv2i_cuda_sampling *how_device = up(how);
+    const dsv2i_sampling *how_device = up(how);
     const uint32_t *tokens_device = is_token.empty() ? nullptr : up(is_token);
     const int32_t *n_rows = up(std::vector<int32_t>{count});
     char *scratch = up(zeroed);

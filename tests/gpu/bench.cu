@@ -582,13 +582,13 @@ Times time_sample(const Case &c, Memory &m)
     std::vector<float *> logits;
     for (size_t i = turns((size_t)n * (size_t)ld * 4); i > 0; i--)
         logits.push_back(m.floats((size_t)n * (size_t)ld, 10));
-    dsv2i_cuda_sampling how = {};
+    dsv2i_sampling how = {};
     how.per_temperature = dsv2i_per_temperature(1);
     how.lowest = dsv2i_lowest(0);
     how.greedy = greedy;
     how.top_p = 0.95f;
     how.repetition_penalty = 1;
-    const dsv2i_cuda_sampling *hows = m.up(std::vector<dsv2i_cuda_sampling>((size_t)n, how));
+    const dsv2i_sampling *hows = m.up(std::vector<dsv2i_sampling>((size_t)n, how));
     const int32_t *rows = m.up(std::vector<int32_t>{n});
     int32_t *token = m.take<int32_t>((size_t)n);
     float *logprob = m.take<float>((size_t)n);

@@ -337,6 +337,22 @@ class Steps(unittest.TestCase):
         with self.assertRaises(dsv2.StateError):
             s.logits
 
+    def test_a_step_samples(self):
+        one, two = self.session(), self.session()
+        how = dsv2.Sampling(temperature=1.2, seed=3, repetition_penalty=1.1)
+        results = dsv2.step([dsv2.StepMember(one, [1, 2, 3], sampling=how, logits=False), dsv2.StepMember(two, [1, 2, 3])])
+        self.assertEqual((results[0].token, results[0].logprob), two.sample(how))
+        self.assertIsNone(results[1].token)
+        with self.assertRaises(dsv2.StateError):
+            one.logits
+
+        def fail(logits):
+            raise KeyError("mine")
+
+        results = dsv2.step([dsv2.StepMember(one, [4], sampling=dsv2.Sampling(callback=fail))])
+        self.assertIsInstance(results[0].error, KeyError)
+        self.assertEqual(one.position, 3)
+
     def test_a_pool_bounds_its_sessions(self):
         with dsv2.Pool(model, tokens=128, kv="f32") as pool:
             info = pool.info

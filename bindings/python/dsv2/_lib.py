@@ -99,11 +99,6 @@ class TokenScore(Structure):
     _fields_ = [("logprob", c_float), ("rank", c_int32), ("top_token", c_int32), ("top_logprob", c_float)]
 
 
-class StepMember(Structure):
-    _fields_ = [("session", c_void_p), ("tokens", POINTER(c_int32)), ("n_tokens", c_size_t), ("scores", POINTER(TokenScore)),
-                ("score_size", c_size_t), ("flags", c_uint32), ("status", c_int32)]
-
-
 class Logprob(Structure):
     _fields_ = [("token", c_int32), ("rank", c_int32), ("logprob", c_float)]
 
@@ -118,6 +113,12 @@ class SampleParams(Structure):
                 ("seed", c_uint64), ("logit_bias", POINTER(LogitBias)), *_fields(c_size_t, "n_logit_bias logit_bias_size"),
                 ("stop_tokens", POINTER(c_int32)), ("n_stop_tokens", c_size_t), ("callback", LogitsFn),
                 ("callback_user", c_void_p)]
+
+
+class StepMember(Structure):
+    _fields_ = [("session", c_void_p), ("tokens", POINTER(c_int32)), ("n_tokens", c_size_t), ("scores", POINTER(TokenScore)),
+                ("score_size", c_size_t), ("flags", c_uint32), ("status", c_int32), ("sample", POINTER(SampleParams)),
+                ("token", c_int32), ("logprob", c_float)]
 
 
 # Struct of the header -> class here, for the test that compares their layouts.

@@ -342,6 +342,7 @@ class StepMember(NamedTuple):
     decoded: bool = False  #: the tokens are output of the session, not prompt
     score: bool = False  #: score the tokens, as Session.score
     logits: bool = True  #: False: no logits are wanted after the last token; the session has none then
+    sampling: Optional[Sampling] = None  #: choose the token after the last one, as Session.sample would after the step
 
 
 class StepResult(NamedTuple):
@@ -349,6 +350,8 @@ class StepResult(NamedTuple):
 
     error: Optional[Exception]  #: why it failed: its session is as it was.  None: it went well
     scores: Optional[List[TokenScore]]  #: where they were wanted and nothing failed
+    token: Optional[int] = None  #: the choice, where one was wanted and nothing failed, and
+    logprob: Optional[float] = None  #: its log-probability by the raw logits
 
 
 def step(members: Iterable[StepMember]) -> List[StepResult]:
@@ -365,6 +368,8 @@ def step(members: Iterable[StepMember]) -> List[StepResult]:
         if m.score:
             c.scores, c.score_size = (_lib.TokenScore * len(m.tokens))(), size
         c.flags = m.decoded * _lib.STEP_DECODED | (not m.logits) * _lib.STEP_NO_LOGITS
+        if m.sampling is not None:
+            c.sample = ctypes.pointer(m.sampling.params(m.session.model, m.session._state))
     status = lib().dsv2_step(array, ctypes.sizeof(_lib.StepMember), len(members))
     if status and not any(c.status for c in array):
         check(status)
@@ -377,5 +382,7 @@ def step(members: Iterable[StepMember]) -> List[StepResult]:
             if raised is not None and not isinstance(raised, Exception):
                 raise raised  # Ctrl-C in a progress callback
             error = raised or exception(c.status, text if c.status == status and text else f"member {i} of the step")
-        results.append(StepResult(error, take_scores(m.tokens, c.scores) if m.score and error is None else None))
+        sampled = m.sampling is not None and error is None
+        results.append(StepResult(error, take_scores(m.tokens, c.scores) if m.score and error is None else None,
+                                  c.token if sampled else None, c.logprob if sampled else None))
     return results

@@ -14,6 +14,7 @@ void heap_free(void *, void *ptr, size_t) { free(ptr); }
 
 const int rank = 512, rope = 64, width = rank + rope, nope = 128, v = 128;
 dsv2i_backend *cpu;
+int nan_token = -1; /* whose latent has a NaN */
 
 /* ref_kv_read by a table, for records of 512 + 64; 6BIT as it is stored (y), exact or with levels as bf16. */
 std::vector<double> stored(const unsigned char *record, int type, int of_rank, int of_rope, bool bf16_levels)
@@ -64,6 +65,8 @@ struct Batch {
             records.emplace_back(bytes * (size_t)n);
             for (int t = 0; t < n; t++) {
                 std::vector<float> kv = normals((size_t)(c_rank + c_rope), uniform(0.2f, 2));
+                if (t == nan_token)
+                    kv[3] = NAN;
                 cpu_kv_write(cpu, &records.back()[bytes * (size_t)t], kv.data(), q.kv_type, c_rank, c_rope);
             }
             for (int p = 0; p * 64 < n; p++) {
@@ -177,6 +180,25 @@ void check_decode(int heads, const std::vector<Sequence> &sequences, const Card 
                        "row %d, head %d, %d: %g for %g, of %g", row, h, i, (double)o[i], want[(size_t)i], size[(size_t)i]);
         }
     }
+}
+
+/* A NaN reaches the rows that see it, all of their result; others of the same tile only from BF16 pages. */
+void check_nan(int type)
+{
+    nan_token = 41;
+    Batch b({{40, 3, type, DSV2I_ABSORBED}, {7, 1, type, DSV2I_ABSORBED}});
+    nan_token = -1;
+    std::vector<float> got = decode(b, {90, 4, 0}, queries((b.rows + 3) * 4, 0.08f), 4);
+
+    for (int row = 0; row < b.rows; row++)
+        for (int i = 0; i < 4 * rank; i++) {
+            float o = got[(size_t)(row * 4 * rank + i)];
+
+            if (row == 1 || row == 2) /* 41 and 42: their sums of P are NaN */
+                expect(std::isnan(o), "row %d, %d: %g", row, i, (double)o);
+            else if (row == 3 || type != DSV2I_KV_BF16)
+                expect(std::isfinite(o), "row %d, %d: %g", row, i, (double)o);
+        }
 }
 
 /* The step of one of b's rows alone. */
@@ -439,6 +461,10 @@ int main()
     run("128 heads, a small card", 1, [=] { check_decode(128, {{95, 1, INT8, A}}, {89, 8, 0}); });
     run("a long context, cut where it comes", 1, [=] { check_long(4, BF16, 3000, {{90, 2, 0}, {80, 7, 0}}); });
     run("a long context, one tree", 1, [=] { check_long(1, BIT6, 5000, {{90, 1, 1}, {90, 3, 1}, {90, 8, 1}}); });
+    run("a NaN, BF16", 1, [=] { check_nan(BF16); });
+    run("a NaN, INT8", 1, [=] { check_nan(INT8); });
+    run("a tree of five leaves, cut", 1, [=] { check_decode(4, {{2070, 1, INT8, A}}, {90, 2, 1}, 0.15f); });
+    run("a tree of five leaves, by one block", 1, [=] { check_decode(4, {{2070, 1, INT8, A}, {1, 1, BF16, A}}, {90, 1, 1}, 0.15f); });
     run("the same twice", 1, [=] { check_same(16, {{250, 1, BF16, A}, {40, 3, E4M3, A}}, h100); });
     run("the same in any company", 1, [=] {
         check_same(16, {{250, 1, BF16, A}, {509, 6, INT8, A}, {33, 2, BIT6, A}, {9, 1, F32, A}}, {90, 3, 1});

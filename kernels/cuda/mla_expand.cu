@@ -153,23 +153,8 @@ static __global__ void gather_kernel(const dsv2i_cuda_step *step, dsv2i_prefill_
         *(uint4 *)(scratch.rope + dsv2i_panel_unit(at, lane)) = key;
 }
 
-static const int tile_bytes = block * DSV2I_PANEL * 2; /* of A and of B */
+static const int tile_bytes = DSV2I_PANEL_TILE; /* of A and of B */
 static const int expand_threads = 256, expand_shared = 2 * 2 * tile_bytes;
-
-/* Step k of the rank: 128 rows of A and of B. */
-static __device__ __forceinline__ void copy_step(unsigned char *to, const uint16_t *latent, const uint16_t *kv_b, size_t panel, int k)
-{
-    const unsigned char *a = (const unsigned char *)(latent + (size_t)k * panel);
-
-#pragma unroll
-    for (int i = 0; i < tile_bytes / 16 / expand_threads; i++) {
-        const int u = i * expand_threads + (int)threadIdx.x, row = u / 8;
-
-        dsv2i_copy<16>(to + 16 * u, a + 16 * u);
-        dsv2i_copy<16>(to + tile_bytes + 2 * dsv2i_panel_unit(row, u % 8), kv_b + (size_t)row * rank + k * DSV2I_PANEL + u % 8 * 8);
-    }
-    dsv2i_copy_commit();
-}
 
 static __global__ void __launch_bounds__(expand_threads, 2)
 expand_kernel(const dsv2i_cuda_step *step, dsv2i_prefill_scratch scratch, const uint16_t *kv_b, int first)
@@ -189,14 +174,14 @@ expand_kernel(const dsv2i_cuda_step *step, dsv2i_prefill_scratch scratch, const 
     if (!dsv2i_prefill_find<false>(step, (first + row) / block, &part))
         return;
     kv_b += (size_t)column * rank;
-    copy_step(shared, latent, kv_b, panel, 0);
+    dsv2i_prefill_copy_step<expand_threads>(shared, latent, kv_b, panel, 0);
     for (int k = 0; k < DSV2I_LATENT_PANELS; k++) {
         const uint16_t *a_tile = (const uint16_t *)(shared + k % 2 * 2 * tile_bytes), *b_tile = a_tile + tile_bytes / 2;
 
         dsv2i_copy_wait_all();
         __syncthreads(); /* the step is here, and the one before is done with */
         if (k + 1 < DSV2I_LATENT_PANELS)
-            copy_step(shared + (k + 1) % 2 * 2 * tile_bytes, latent, kv_b, panel, k + 1);
+            dsv2i_prefill_copy_step<expand_threads>(shared + (k + 1) % 2 * 2 * tile_bytes, latent, kv_b, panel, k + 1);
 #pragma unroll
         for (int kk = 0; kk < DSV2I_PANEL / 16; kk++) {
             uint32_t a[2][4];
@@ -234,14 +219,8 @@ expand_kernel(const dsv2i_cuda_step *step, dsv2i_prefill_scratch scratch, const 
                 *(uint32_t *)(out + dsv2i_panel_unit(r, j) + 2 * (lane % 4)) = dsv2i_bf16x2(x, y);
             }
     __syncthreads();
-    uint16_t *kv = scratch.kv + (size_t)(column / DSV2I_PANEL) * panel + (size_t)row * DSV2I_PANEL;
-#pragma unroll
-    for (int p = 0; p < 2; p++)
-#pragma unroll
-        for (int i = 0; i < tile_bytes / 16 / expand_threads; i++) {
-            const int u = i * expand_threads + (int)threadIdx.x;
-            ((uint4 *)(kv + (size_t)p * panel))[u] = ((const uint4 *)(shared + p * tile_bytes))[u];
-        }
+    dsv2i_prefill_write_panels<expand_threads>(scratch.kv + (size_t)(column / DSV2I_PANEL) * panel + (size_t)row * DSV2I_PANEL, panel,
+                                               shared);
 }
 
 cudaError_t dsv2i_prefill_gather(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first, int positions)

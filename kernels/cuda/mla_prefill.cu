@@ -256,7 +256,8 @@ cudaError_t dsv2i_cuda_mla_prefill(const struct dsv2i_cuda_launch *to, const str
         cudaError_t e = dsv2i_prefill_gather(to, &args, first, positions);
 
         if (!e)
-            e = dsv2i_prefill_expand(to, &args, first, positions);
+            e = to->sm == 90 ? dsv2i_prefill_expand_sm90(to, &args, first, positions)
+                             : dsv2i_prefill_expand(to, &args, first, positions);
         if (!e)
             e = to->sm == 90 ? dsv2i_prefill_attend_sm90(to, &args, first) : dsv2i_prefill_attend(to, &args, first);
         if (e)

@@ -16,6 +16,7 @@
 #ifndef DSV2I_CUDA_MLA_PREFILL_CUH
 #define DSV2I_CUDA_MLA_PREFILL_CUH
 
+#include "copy.cuh"
 #include "launch.cuh"
 #include "warp.cuh"
 
@@ -27,6 +28,7 @@ enum {
     DSV2I_PANEL = 64,                                                        /* elements in its row */
     DSV2I_LATENT_PANELS = DSV2I_PREFILL_RANK / DSV2I_PANEL,
     DSV2I_HEAD_PANELS = (DSV2I_PREFILL_NOPE + DSV2I_PREFILL_V) / DSV2I_PANEL,
+    DSV2I_PANEL_TILE = DSV2I_PREFILL_BLOCK * DSV2I_PANEL * 2,                /* bytes of its 128 rows */
     DSV2I_HEADS_TOGETHER = 16                                                /* their window of keys and values stays in the L2 cache */
 };
 
@@ -46,6 +48,35 @@ struct dsv2i_prefill_part {
 
 /* Where unit u (16 bytes) of row r lies in a panel, in elements.  Unit u + 2 i of the row, u at most 1, lies at that ^ 16 i. */
 __device__ __forceinline__ int dsv2i_panel_unit(int r, int u) { return r * DSV2I_PANEL + (u ^ r % 8) * 8; }
+
+/* Step k of the product that expands, by a block: 128 rows of panel k of latents and, behind them, of columns 64 k .. of kv_b. */
+template <int threads>
+__device__ __forceinline__ void dsv2i_prefill_copy_step(unsigned char *to, const uint16_t *latent, const uint16_t *kv_b, size_t panel, int k)
+{
+    const unsigned char *a = (const unsigned char *)(latent + (size_t)k * panel);
+
+#pragma unroll
+    for (int i = 0; i < DSV2I_PANEL_TILE / 16 / threads; i++) {
+        const int u = i * threads + (int)threadIdx.x, row = u / 8;
+        const uint16_t *b = kv_b + (size_t)row * DSV2I_PREFILL_RANK + k * DSV2I_PANEL + u % 8 * 8;
+
+        dsv2i_copy<16>(to + 16 * u, a + 16 * u);
+        dsv2i_copy<16>(to + DSV2I_PANEL_TILE + 2 * dsv2i_panel_unit(row, u % 8), b);
+    }
+    dsv2i_copy_commit();
+}
+
+/* And its result, 128 rows of two panels. */
+template <int threads> __device__ __forceinline__ void dsv2i_prefill_write_panels(uint16_t *to, size_t panel, const unsigned char *from)
+{
+#pragma unroll
+    for (int p = 0; p < 2; p++)
+#pragma unroll
+        for (int i = 0; i < DSV2I_PANEL_TILE / 16 / threads; i++) {
+            const int u = i * threads + (int)threadIdx.x;
+            ((uint4 *)(to + (size_t)p * panel))[u] = ((const uint4 *)(from + p * DSV2I_PANEL_TILE))[u];
+        }
+}
 
 /* What the whole warp asks for: block index of the context or, with tiles, tile index of all rows.  False if there are fewer.  Sequences
  * in F32 are not for these kernels. */
@@ -128,7 +159,7 @@ __device__ __forceinline__ bool dsv2i_prefill_work_of(const dsv2i_cuda_step *ste
 }
 
 /* One window's launches; first is where it begins in the context, context where that ends.  mla_expand.cu, mla_prefill.cu and, for sm_90a,
- * mla_prefill_sm90.cu. */
+ * mla_expand_sm90.cu, mla_prefill_sm90.cu. */
 struct dsv2i_prefill_args {
     const dsv2i_cuda_step *step;
     float *o;
@@ -142,6 +173,7 @@ struct dsv2i_prefill_args {
 cudaError_t dsv2i_prefill_gather(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first, int positions);
 cudaError_t dsv2i_prefill_expand(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first, int positions);
 cudaError_t dsv2i_prefill_attend(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first);
+cudaError_t dsv2i_prefill_expand_sm90(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first, int positions);
 cudaError_t dsv2i_prefill_attend_sm90(const dsv2i_cuda_launch *to, const dsv2i_prefill_args *args, int first);
 
 #endif

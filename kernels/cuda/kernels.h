@@ -157,7 +157,7 @@ cudaError_t dsv2i_cuda_moe_permute(const struct dsv2i_cuda_launch *to, const str
 
 /* The experts of a layer, all of one shape and type. */
 struct dsv2i_cuda_experts {
-    const struct dsv2i_cuda_expert *expert; /* (n), device memory */
+    const struct dsv2i_cuda_expert *expert; /* (n), or one of a dense layer; device memory */
     int32_t n, dtype, hidden, inter;
     struct dsv2i_cuda_scales gate_up, down;
 };

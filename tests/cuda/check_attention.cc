@@ -481,5 +481,23 @@ int main()
                   DSV2I_F32, 24, 20, 96, 6);
     });
     run("any shape: rank 37", 2, [=] { check_all(1, {{30, 2, BF16, A}, {66, 1, BIT6, E}}, false, DSV2I_F16, 1, 3, 37, 2); });
+#ifndef DSV2I_EMULATED /* where it costs nothing: sizes at which all of a card is used */
+    int n_sms = 132;
+    cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
+    const Card card = {launch_for(1).sm, n_sms, 0};
+    run("16 heads, long contexts", 1, [=] {
+        check_decode(16, {{8190, 2, BF16, A}, {4095, 1, BF16, A}, {3000, 1, E4M3, A}, {777, 3, BIT6, A}, {5, 1, F32, A}, {2000, 1, INT8, A}}, card);
+    });
+    run("128 heads, long contexts", 1, [=] { check_decode(128, {{4095, 1, BF16, A}, {1023, 2, E4M3, A}, {500, 1, BIT6, A}}, card); });
+    run("16 heads, 64 sequences", 1, [=] {
+        std::vector<Sequence> all;
+        for (int i = 0; i < 64; i++)
+            all.push_back({i * 37 % 700, 1, i % 5 ? BF16 : BIT6, A});
+        check_decode(16, all, card);
+        check_same(16, all, card);
+    });
+    run("absorb, 128 heads", 1, [] { check_absorb(128, 37); });
+    run("value, 128 heads", 1, [=] { check_value(128, {{0, 30, BF16, A}, {0, 5, BIT6, A}}); });
+#endif
     return finish();
 }

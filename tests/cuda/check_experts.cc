@@ -387,5 +387,17 @@ int main()
         check_experts(bf16, 3, 2, 3, 64, 1408, {3});
     });
     run("a dense layer, odd widths", 1, [] { check_experts(bf16, 18, 1, 0, 21, 35, {18, 1}); });
+#ifndef DSV2I_EMULATED /* where it costs nothing: sizes at which all of a card is used */
+    for (const Kind &kind : {bf16, block}) {
+        const std::string of = std::string(", ") + kind.name;
+
+        run("linear_many, all of a card" + of, 1, [=] {
+            check_linear(kind, 700, 1056, 2048, {700, 703, 4096}, 132);
+            check_linear(kind, 33, 24576, 512, {33, 64}, 132);
+        });
+        run("experts_many, all of a card" + of, 1, [=] { check_experts(kind, 300, 6, 64, 512, 352, {300, 303, 4096}, false); });
+        run("experts_many, widths of V2" + of, 1, [=] { check_experts(kind, 24, 6, 8, 5120, 1536, {24}, false); });
+    }
+#endif
     return finish();
 }

@@ -338,6 +338,21 @@ int main()
     run("moe_route normalized", 2, [] { check_route(160, {8, 3, 6, 1, 16}, "normalized"); });
     run("moe_route 512", 2, [] { check_route(512, {32, 5, 40, 0, 2.5f}, "512"); });
     run("moe_route 3 of 5", 2, [] { check_route(5, {1, 1, 3, 1, 1}, "5"); });
+#ifndef DSV2I_EMULATED /* where it costs nothing: shapes of the releases */
+    run("linear_few, shapes of V2-Lite and V2", 1, [] {
+        check_linear(DSV2I_BF16, 1, 102400, 2048, 0);
+        check_linear(DSV2I_BF16, 8, 3072, 2048, 0);
+        check_linear(DSV2I_BF16, 3, 24576, 1536, 0);
+        check_linear(DSV2I_F32, 5, 160, 5120, 0);
+        check_linear(DSV2I_BF16, 4, 1536, 5120, 1);
+    });
+    run("experts_few, shapes of V2-Lite and V2", 1, [] {
+        check_experts(DSV2I_BF16, 2, 6, 2048, 1408, true);
+        check_experts(DSV2I_BF16, 1, 6, 5120, 1536, true);
+        check_experts(DSV2I_BF16, 1, 1, 2048, 10944, false);
+    });
+    run("rms_norm, 4,096 rows", 1, [] { check_norm(4096, 2048, 0, 1); });
+#endif
     cpu->op->close(cpu);
     return finish();
 }

@@ -320,6 +320,14 @@ int main()
         run(on + "mixed", 1, [=] { check_mixed(1, sm); });
         run(on + "not finite", 2, [=] { check_nan(sm); });
     }
+#ifndef DSV2I_EMULATED /* where it costs nothing: sizes at which all of a card is used */
+    const int sm = launch_for(1).sm;
+
+    run("mla_prefill, 16 heads, a prompt of 500", 1, [=] { check_one(16, 0, 500, DSV2I_KV_BF16, 2048, sm); });
+    run("mla_prefill, 16 heads, windows", 1, [=] { check_one(16, 2100, 100, DSV2I_KV_F8_E4M3, 2048, sm); });
+    run("mla_prefill, 128 heads", 1, [=] { check_one(128, 150, 40, DSV2I_KV_BF16, 2048, sm); });
+    run("mla_prefill, mixed", 1, [=] { check_mixed(16, sm); });
+#endif
     cpu->op->close(cpu);
     return finish();
 }

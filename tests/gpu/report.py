@@ -8,8 +8,10 @@ from typing import Any
 
 
 def limits(report: dict) -> dict[str, float]:
-    """Bytes and FLOPs in a second, as measured; 'copy' is the greater of copying and reading."""
+    """Bytes and FLOPs in a second, as measured; none on an emulated card."""
     out: dict[str, float] = {}
+    if report["emulated"]:
+        return out
     for r in report["limits"]:
         if "ms" not in r or r["ms"] <= 0:
             continue
@@ -31,14 +33,16 @@ def least(r: dict, known: dict[str, float]) -> dict[str, float]:
 
 
 def share(r: dict, known: dict[str, float], by_line: dict[str, dict]) -> tuple[float, str]:
-    """Of the bound that its target names, or of the one that asks for more."""
+    """Of the bound that its target names, or of the one that asks for more; and that bound, or ""."""
+    if not known or r["ms"] <= 0:
+        return 0, ""
     if r.get("like"):
         parts = [by_line[line]["ms"] for line in r["like"] if line in by_line and "ms" in by_line[line]]
         if len(parts) == len(r["like"]):
             return sum(parts) / r["ms"], "cuBLASLt"
         return 0, ""
     bounds = least(r, known)
-    if not bounds or r["ms"] <= 0:
+    if not any(bounds.values()):
         return 0, ""
     name = r["against"] if r.get("against") in bounds else max(bounds, key=lambda k: bounds[k])
     return bounds[name] / r["ms"], name

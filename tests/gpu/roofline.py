@@ -157,7 +157,7 @@ def cases() -> list[Case]:
         heads = c["num_attention_heads"]
         out.append(Case("experts_few", expert_shape(c, 1), f"{name}: experts of a token", 0.75 if c is lite else 0, "copy"))
         for label, (rows, cols) in dense_products(c).items():
-            out.append(Case("linear_few", {"rows": rows, "cols": cols, "n": 1, "dtype": "f32" if label == "router" else "bf16"},
+            out.append(Case("linear_few", {"rows": rows, "cols": cols, "n": 1, "dtype": "bf16"},
                             f"{name}: {label}"))
         target = (0.9, "copy") if heads == 16 else (0.65, "matrix")
         out.append(Case("mla_decode", {"heads": heads, "batch": 128, "context": 4096, "kv": "bf16"}, f"{name}: 128 sequences", *target))

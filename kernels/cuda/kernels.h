@@ -130,10 +130,6 @@ cudaError_t dsv2i_cuda_widen(const struct dsv2i_cuda_launch *to, uint16_t *to_bf
  * From sm_80 on.  x and weights are aligned to 16 bytes; rows of weights should be multiples of 16 bytes: others are served by a slow
  * path.  No launch may write weights or scales. */
 
-/* y (n_rows, dim) = x, rounded; both aligned to 32 bytes. */
-cudaError_t dsv2i_cuda_to_bf16(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
-                               int32_t dim);
-
 /* y (n_rows, w.rows) of y_dtype, F32 or BF16, = x (n_rows, w.cols) W^T, or (F32) += with accumulate.  w.data and w.scale are device
  * memory; y is aligned to 8 bytes. */
 cudaError_t dsv2i_cuda_linear_many(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, void *y, int32_t y_dtype,

@@ -83,7 +83,7 @@ struct Matrix {
     }
 };
 
-/* Rows of activations: fp32, those past the first n NaN; and rounded as to_bf16 shall round them. */
+/* Rows of activations: fp32, those past the first n NaN; and rounded as narrow shall round them. */
 struct Rows {
     std::vector<float> full;
     std::vector<double> value;
@@ -94,19 +94,6 @@ struct Rows {
         full.resize((size_t)((n + more) * width), NAN);
     }
 };
-
-void check_to_bf16(int n, int dim)
-{
-    Step step(zeros(n), {}, {}, 1, 2);
-    Rows x(n, 3, dim);
-    dsv2i_cuda_launch to = step.launch();
-    uint16_t *y = unset<uint16_t>(x.full.size());
-
-    expect(dsv2i_cuda_to_bf16(&to, step.device, y, up(x.full), dim) == cudaSuccess, "launch");
-    std::vector<uint16_t> got = down(y, x.full.size());
-    for (size_t i = 0; i < got.size(); i++)
-        expect(i < x.value.size() ? ref_bf16(got[i]) == x.value[i] : is_unset(got[i]), "%04x at %zu", got[i], i);
-}
 
 /* A row's bits are compared for launches of all of max_rows, each of which may choose another tile. */
 void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> max_rows, int n_sms = 4, int invariant = 1)
@@ -133,7 +120,7 @@ void check_linear(const Kind &kind, int n, int rows, int cols, std::vector<int> 
         uint16_t *x_half = unset<uint16_t>(x.full.size()), *y_half = unset<uint16_t>(start.size());
         float *y = unset<float>(start.size()), *y_more = up(start);
 
-        dsv2i_cuda_to_bf16(&to, now.device, x_half, x_device, cols);
+        dsv2i_cuda_narrow(&to, now.device, x_half, x_device, DSV2I_BF16, cols);
         expect(dsv2i_cuda_linear_many(&to, now.device, y, DSV2I_F32, x_half, &w.device, 0) == cudaSuccess, "launch");
         if (all)
             expect(dsv2i_cuda_linear_many(&to, now.device, y_half, DSV2I_BF16, x_half, &w.device, 0) == cudaSuccess, "launch");
@@ -176,7 +163,7 @@ void check_nan(const Kind &kind)
         bytes[33 * cols + 8] = 0xFF;
     }
     spoilt.data = up(bytes);
-    dsv2i_cuda_to_bf16(&to, step.device, x_half, up(x.full), cols);
+    dsv2i_cuda_narrow(&to, step.device, x_half, up(x.full), DSV2I_BF16, cols);
     expect(dsv2i_cuda_linear_many(&to, step.device, y, DSV2I_F32, x_half, &spoilt, 0) == cudaSuccess, "launch");
     std::vector<float> got = down(y, (size_t)(n * rows));
     for (int i = 0; i < n; i++)
@@ -291,7 +278,7 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
         int32_t *idx_device = n_experts ? up(idx) : nullptr;
         unsigned char *scratch = unset<unsigned char>(dsv2i_cuda_experts_many_scratch(most, top_k, &of));
 
-        dsv2i_cuda_to_bf16(&to, now.device, x_half, x_device, hidden);
+        dsv2i_cuda_narrow(&to, now.device, x_half, x_device, DSV2I_BF16, hidden);
         expect(dsv2i_cuda_experts_many(&to, now.device, y, x_half, &of, idx_device, weight_device, top_k, scratch) == cudaSuccess, "launch");
         std::vector<float> got = down(y, start.size());
         for (size_t i = size; i < got.size(); i++)
@@ -318,10 +305,6 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
 
 int main()
 {
-    run("to_bf16", 3, [] {
-        check_to_bf16(3, 2048);
-        check_to_bf16(1, 5);
-    });
     for (const Kind &kind : {bf16, tensor, row, block, small}) {
         const std::string of = std::string(", ") + kind.name;
         const bool all = kind.dtype == DSV2I_BF16 || kind.rows == 3;

@@ -437,8 +437,8 @@ Times time_norm(const Case &c, Memory &m)
     const Step step(m, n, 1);
     const dsv2i_cuda_launch to = launch_for(n);
     return measure([=](size_t t) {
-        if (c.kernel == "to_bf16")
-            return dsv2i_cuda_to_bf16(&to, step.device, turn_of(half, t), turn_of(x, t), dim);
+        if (c.kernel == "narrow")
+            return dsv2i_cuda_narrow(&to, step.device, turn_of(half, t), turn_of(x, t), DSV2I_BF16, dim);
         return dsv2i_cuda_rms_norm(&to, step.device, turn_of(y, t), dim, turn_of(half, t), turn_of(x, t), dim, w, dim, 1e-6f);
     });
 }
@@ -622,7 +622,7 @@ Times time_case(const Case &c)
     static const std::map<std::string, Times (*)(const Case &, Memory &)> kernels = {
         {"copy", time_copy},          {"read", time_read},           {"launch", time_launch},        {"gemm", time_gemm},
         {"linear_few", time_linear},  {"linear_many", time_linear},  {"experts_few", time_experts},  {"experts_many", time_experts},
-        {"rms_norm", time_norm},      {"to_bf16", time_norm},        {"quantize", time_quantize},    {"embed", time_embed},
+        {"rms_norm", time_norm},      {"narrow", time_norm},         {"quantize", time_quantize},    {"embed", time_embed},
         {"rope", time_rope},          {"moe_route", time_route},     {"moe_permute", time_permute},  {"widen", time_widen},
         {"mla_prepare", time_prepare}, {"mla_decode", time_decode},  {"mla_plan", time_decode},      {"mla_absorb", time_latent},
         {"mla_value", time_latent},   {"mla_prefill", time_prefill}, {"sample", time_sample},        {"score", time_score},

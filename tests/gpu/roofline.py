@@ -107,7 +107,7 @@ FACTS = {
     "embed": lambda n, hidden, vocab, dtype: (n * hidden * (4 + SIZE[dtype]), 0),
     "moe_route": lambda n, experts, groups: (n * (experts * 4 + 6 * 8), 0),
     "moe_permute": lambda n, experts, tile: (n * 6 * 8, 0),
-    "to_bf16": lambda n, dim: (n * dim * 6, 0),
+    "narrow": lambda n, dim: (n * dim * 6, 0),
     "quantize": lambda n, dim, scaling: (n * dim * 5, 0),
     "widen": lambda rows, cols: (rows * cols * 3, 0),
     "mla_prepare": lambda heads, n, kv: (n * (heads * ROPE * 8 + (LATENT + ROPE) * 4 + RECORD[kv]), 0),
@@ -210,7 +210,7 @@ def cases() -> list[Case]:
             out.append(Case("mla_prepare", {"heads": heads, "n": n, "kv": "bf16"}, name))
         out.append(Case("mla_prepare", {"heads": heads, "n": 128, "kv": "6bit"}, name))
         out.append(Case("embed", {"n": 4096, "hidden": hidden, "vocab": c["vocab_size"], "dtype": "bf16"}, name))
-        out.append(Case("to_bf16", {"n": 4096, "dim": hidden}, name))
+        out.append(Case("narrow", {"n": 4096, "dim": hidden}, name))
         out.append(Case("moe_permute", {"n": 4096, "experts": c["n_routed_experts"], "tile": 128}, name))
         out.append(Case("quantize", {"n": 4096, "dim": hidden, "scaling": 3}, name))
     out.append(Case("rope", {"n": 4096}, "both"))
@@ -296,8 +296,8 @@ KERNELS = (
     ("moe_permute.cu", "rows by expert", "latency", lambda c, n: n > 4 and Case("moe_permute", {"n": n, "experts": c["n_routed_experts"], "tile": 128})),
     ("experts_many.cu", "experts of more rows", "bandwidth to some thousand rows, then the matrix units",
      lambda c, n: n > 4 and Case("experts_many", expert_shape(c, n))),
-    ("to_bf16.cu", "activations to bf16", "bandwidth", lambda c, n: Case("to_bf16", {"n": n, "dim": c["hidden_size"]})),
-    ("quantize.cu", "activations to e4m3 or 16 bits, with scales", "bandwidth", lambda c, n: Case("quantize", {"n": n, "dim": c["hidden_size"], "scaling": 3})),
+    ("quantize.cu", "activations to bf16 (narrow)", "bandwidth", lambda c, n: Case("narrow", {"n": n, "dim": c["hidden_size"]})),
+    ("quantize.cu", "activations to e4m3, with scales", "bandwidth", lambda c, n: Case("quantize", {"n": n, "dim": c["hidden_size"], "scaling": 3})),
     ("widen.cu", "a weight to bf16, when it is loaded", "bandwidth", None),
     ("sample.cu", "tokens from logits", "bandwidth: logits", lambda c, n: n <= 128 and Case("sample", {"n": n, "vocab": c["vocab_size"], "how": "drawn"})),
     ("score.cu", "log-probabilities of given tokens", "bandwidth: logits", lambda c, n: Case("score", {"n": n, "vocab": c["vocab_size"]})),

@@ -29,7 +29,7 @@ enum {
     DSV2I_LATENT_PANELS = DSV2I_PREFILL_RANK / DSV2I_PANEL,
     DSV2I_HEAD_PANELS = (DSV2I_PREFILL_NOPE + DSV2I_PREFILL_V) / DSV2I_PANEL,
     DSV2I_PANEL_TILE = DSV2I_PREFILL_BLOCK * DSV2I_PANEL * 2,                /* bytes of its 128 rows */
-    DSV2I_HEADS_TOGETHER = 16                                                /* their window of keys and values stays in the L2 cache */
+    DSV2I_HEADS_TOGETHER = 16                                                /* whose keys and values stay in the L2 cache */
 };
 
 struct dsv2i_prefill_scratch {
@@ -51,7 +51,8 @@ __device__ __forceinline__ int dsv2i_panel_unit(int r, int u) { return r * DSV2I
 
 /* Step k of the product that expands, by a block: 128 rows of panel k of latents and, behind them, of columns 64 k .. of kv_b. */
 template <int threads>
-__device__ __forceinline__ void dsv2i_prefill_copy_step(unsigned char *to, const uint16_t *latent, const uint16_t *kv_b, size_t panel, int k)
+__device__ __forceinline__ void dsv2i_prefill_copy_step(unsigned char *to, const uint16_t *latent, const uint16_t *kv_b, size_t panel,
+                                                        int k)
 {
     const unsigned char *a = (const unsigned char *)(latent + (size_t)k * panel);
 

@@ -30,7 +30,8 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
                    int first, float scale)
 {
     unsigned char *q_tile = (unsigned char *)dsv2i_shared(), *k_tile = q_tile + 3 * panel_bytes, *v_tile = k_tile + stages * k_bytes;
-    uint64_t *k_full = (uint64_t *)(q_tile + barriers_at), *v_full = k_full + stages, *k_empty = v_full + stages, *v_empty = k_empty + stages;
+    uint64_t *k_full = (uint64_t *)(q_tile + barriers_at), *v_full = k_full + stages, *k_empty = v_full + stages;
+    uint64_t *v_empty = k_empty + stages;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4, t = lane % 4;
     dsv2i_prefill_work work;
 
@@ -109,7 +110,7 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
     if (group >= work.n)
         return;
     const int pos = work.pos + group, end = work.n - group < group_rows ? work.pos + work.n : pos + group_rows;
-    const int n = end < work.to ? (end - work.from + keys - 1) / keys : (work.to - work.from + keys - 1) / keys; /* steps; 0 or less: none */
+    const int n = end < work.to ? (end - work.from + keys - 1) / keys : (work.to - work.from + keys - 1) / keys; /* steps, if any */
     const size_t at = (size_t)(work.row + row) * (size_t)heads + (size_t)work.head;
     float d[64] = {}, max[2], sum[2] = {}; /* d[4 j + 2 half + i]: column 8 j + 2 t + i of row + 8 half */
 #pragma unroll
@@ -152,7 +153,8 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
             dsv2i_wgmma_bf16<true>(d, p[k], v_at + (uint64_t)((i % stages * v_bytes + k * 16 * DSV2I_PANEL * 2) / 16), true);
         dsv2i_wgmma_commit();
     };
-    auto arrive = [&](uint64_t *empty) {
+    auto arrive = [&](uint64_t *empty) { /* for the warp, when all its lanes have waited */
+        __syncwarp();
         if (lane == 0)
             dsv2i_mbarrier_arrive(empty);
     };

@@ -5,7 +5,6 @@
 #include "checks.h"
 
 #include <algorithm>
-#include <convert.cuh>
 
 namespace {
 
@@ -31,7 +30,7 @@ std::vector<double> stored(const unsigned char *record, int type, int of_rank, i
         int block = i / 32, in = i % 32;
         double level = ref_kv_level(record[16 * block + in % 16] >> (in < 16 ? 0 : 4) & 15);
         if (bf16_levels)
-            level = ref_bf16(dsv2i_bf16((float)level));
+            level = ref_bf16(bf16_of((float)level));
         kv[(size_t)i] = (record[r.sign + (size_t)(4 * block + in / 8)] >> in % 8 & 1 ? -level : level) * (double)scale;
     }
     return kv;
@@ -124,7 +123,7 @@ std::vector<uint16_t> queries(int n, float scale)
     std::vector<float> x = normals((size_t)n * width, scale);
     std::vector<uint16_t> q;
     for (float f : x)
-        q.push_back(dsv2i_bf16(f));
+        q.push_back(bf16_of(f));
     return q;
 }
 
@@ -159,7 +158,7 @@ void check_decode(int heads, const std::vector<Sequence> &sequences, const Card 
                 ref_hadamard(rotated.data(), x.data(), rank, 1, 0);
                 double greatest = 0;
                 for (int i = 0; i < rank; i++) {
-                    x[(size_t)i] = ref_bf16(dsv2i_bf16((float)rotated[(size_t)i]));
+                    x[(size_t)i] = ref_bf16(bf16_of((float)rotated[(size_t)i]));
                     greatest = fmax(greatest, fabs(x[(size_t)i]));
                 }
                 off = 4 * 0x1p-8 * greatest * 8;
@@ -322,7 +321,7 @@ void check_absorb(int heads, int rows)
             std::vector<double> x(nope), ax(nope), aw(nope);
             for (int k = 0; k < nope; k++) {
                 float f = q[at * (nope + rope) + (size_t)k];
-                x[(size_t)k] = ref_bf16(dsv2i_bf16(f));
+                x[(size_t)k] = ref_bf16(bf16_of(f));
                 ax[(size_t)k] = fabs(x[(size_t)k]);
             }
             for (int i = 0; i < width; i++) {
@@ -373,7 +372,7 @@ void check_value(int heads, const std::vector<Sequence> &sequences)
             if (rotated)
                 ref_hadamard(x.data(), y.data(), rank, 0, 1);
             for (double &d : x)
-                d = ref_bf16(dsv2i_bf16((float)d));
+                d = ref_bf16(bf16_of((float)d));
             for (int j = 0; j < v; j++) {
                 double size = 0, want = dot(x.data(), &uv[(size_t)(j * rank)], rank), is = (double)got[at * v + (size_t)j];
                 for (int k = 0; k < rank; k++)

@@ -241,6 +241,7 @@ def main() -> int:
     parser.add_argument("--emulated", action="store_true", help="on the emulated card, with tiny shapes")
     parser.add_argument("--programs", type=Path, nargs="+", default=[], metavar="PROGRAM", help="build nothing: these are all programs")
     args = parser.parse_args()
+    args.out, args.vendored = args.out.resolve(), args.vendored.resolve()
     if args.vendor:
         try:
             build.vendor(args.vendor)

@@ -383,7 +383,8 @@ Times time_experts(const Case &c, Memory &m)
     const int n_experts = one ? (int)copies : c["experts"];
     std::vector<dsv2i_cuda_expert> table;
     for (int e = 0; e < n_experts; e++) {
-        const dsv2i_weight gate = weight(m, dtype, inter, hidden), up = weight(m, dtype, inter, hidden), down = weight(m, dtype, hidden, inter);
+        const dsv2i_weight gate = weight(m, dtype, inter, hidden), up = weight(m, dtype, inter, hidden);
+        const dsv2i_weight down = weight(m, dtype, hidden, inter);
         table.push_back({gate.data, up.data, down.data, gate.scale, up.scale, down.scale});
     }
     const dsv2i_cuda_expert *expert = m.up(table);
@@ -403,7 +404,7 @@ Times time_experts(const Case &c, Memory &m)
         idx.push_back(m.up(chosen));
     }
     const size_t slots = (size_t)n * (size_t)top_k;
-    const float *weight_of = m.floats(slots);
+    const float *weight_of = one ? nullptr : m.floats(slots);
     const void *x = m.filled(few ? DSV2I_F32 : DSV2I_BF16, (size_t)n * (size_t)hidden);
     float *y = m.floats((size_t)n * (size_t)hidden), *h = m.take<float>(slots * (size_t)inter);
     const dsv2i_cuda_scales scales = {128, 128};
@@ -416,9 +417,9 @@ Times time_experts(const Case &c, Memory &m)
         const int32_t *index = one ? nullptr : turn_of(idx, turn);
         dsv2i_cuda_experts them = all;
         them.expert = of_turn;
-        return few ? dsv2i_cuda_experts_few(&to, step.device, y, (const float *)x, h, of_turn, index, one ? nullptr : weight_of, top_k, dtype,
+        return few ? dsv2i_cuda_experts_few(&to, step.device, y, (const float *)x, h, of_turn, index, weight_of, top_k, dtype,
                                             hidden, inter, scales, scales)
-                   : dsv2i_cuda_experts_many(&to, step.device, y, (const uint16_t *)x, &them, index, one ? nullptr : weight_of, top_k, scratch);
+                   : dsv2i_cuda_experts_many(&to, step.device, y, (const uint16_t *)x, &them, index, weight_of, top_k, scratch);
     });
 }
 
@@ -571,7 +572,8 @@ Times time_prefill(const Case &c, Memory &m)
     shape.qk_rope_head_dim = 64;
     shape.softmax_scale = 0.1f;
     return measure([=](size_t t) {
-        return dsv2i_cuda_mla_prefill(&to, step.device, o, nullptr, q, &kv_b, (int32_t)(t % (size_t)step.layers), &shape, &prefill, scratch);
+        const int32_t layer = (int32_t)(t % (size_t)step.layers);
+        return dsv2i_cuda_mla_prefill(&to, step.device, o, nullptr, q, &kv_b, layer, &shape, &prefill, scratch);
     });
 }
 
@@ -597,7 +599,8 @@ Times time_sample(const Case &c, Memory &m)
     TRY(cudaMemsetAsync(scratch, 0, bytes, stream));
     const dsv2i_cuda_launch to = launch_for(n);
     return measure([=](size_t t) {
-        return (greedy ? dsv2i_cuda_argmax : dsv2i_cuda_sample)(&to, rows, token, logprob, turn_of(logits, t), ld, vocab, hows, nullptr, scratch);
+        const float *x = turn_of(logits, t);
+        return (greedy ? dsv2i_cuda_argmax : dsv2i_cuda_sample)(&to, rows, token, logprob, x, ld, vocab, hows, nullptr, scratch);
     });
 }
 
@@ -653,7 +656,8 @@ int main()
     sm = 10 * card.major + card.minor;
     n_sms = card.multiProcessorCount;
     cache_bytes = (size_t)card.l2CacheSize;
-    printf("{\"card\": \"%s\", \"sm\": %d, \"sms\": %d, \"l2\": %zu, \"memory\": %zu}\n", card.name, sm, n_sms, cache_bytes, card.totalGlobalMem);
+    printf("{\"card\": \"%s\", \"sm\": %d, \"sms\": %d, \"l2\": %zu, \"memory\": %zu}\n", card.name, sm, n_sms, cache_bytes,
+           card.totalGlobalMem);
     while (fgets(line, sizeof line, stdin)) {
         line[strcspn(line, "\n")] = 0;
         try {

@@ -38,6 +38,13 @@ static const int tile_cost = 2, least_part = 2;  /* in tiles of keys */
 static const int leaf = 16, fold = 4;            /* invariant: tiles of keys of a leaf of the tree; children of a node */
 static const int levels = 5;                     /* 16 * 4^5 tiles: 524,288 tokens */
 
+/* Tiles of 64 queries need 163 KB of shared memory; where they cannot run they are not built. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900 && __CUDA_ARCH__ != 1000
+#define TILES_OF_64 false
+#else
+#define TILES_OF_64 true
+#endif
+
 /* A tile of queries: from query `at` of sequence seq on; keys tiles of keys at `start` of the line.  One that is cut has its parts' results
  * in slots of partial, from `slot` on. */
 struct query_tile {
@@ -396,8 +403,8 @@ template <int n> static __device__ __forceinline__ float pair_sum(const float (&
 /* o (queries, 512) of a piece with a tile of M, or, if it has a slot, there unfinished (M, 512), then max and sum of each query.
  *
  * Shared memory: scores (parts, M, score_row) | queries | loads and keys; with M = 16 the queries go to registers, and scores take their
- * place.  A row of the scores' first part holds first 32 scores, then P in bf16; behind them, the query's correction and its sum.  Behind
- * those, row r has the scales of token r. */
+ * place.  A row of the scores' first part holds first 32 scores, then P in bf16; behind them, the query's correction and its sum.  Its
+ * maximum is behind its row of the second part.  Behind those, row r has the scales of token r. */
 template <int M, int stages, int slot_rows>
 static __device__ __forceinline__ void attend(unsigned char *shared, const piece &c, float *o, float *partial, const uint16_t *q, int heads)
 {
@@ -440,7 +447,8 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
     /* Of the softmax a thread has `some` scores of a row, `from` on. */
     const int lanes = threads / M, some = tokens / lanes, row = thread / lanes;
     const int visible = row < c.n ? c.pos + (c.at + row) / heads + 1 : 0;
-    float max = -INFINITY, sum = 0, acc[M / 16][8][4];
+    const int of_max = M * score_row + tokens, of_sum = tokens + 1; /* behind a row */
+    float acc[M / 16][8][4];
 
 #pragma unroll
     for (int m = 0; m < M / 16; m++)
@@ -521,6 +529,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
 
         const int from = thread % lanes * some, seen = visible - i * tokens - from;
         float *row_score = score + row * score_row;
+        const float max = i == c.begin ? -INFINITY : row_score[of_max];
         float p[some], new_max = max, base, corr;
 #pragma unroll
         for (int j = 0; j < some; j++) {
@@ -537,7 +546,6 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
             new_max = fmaxf(new_max, __shfl_xor_sync(DSV2I_ALL_LANES, new_max, d));
         base = new_max == -INFINITY ? 0 : new_max; /* nothing to see yet */
         corr = dsv2i_exp2(max - base);
-        max = new_max;
 #pragma unroll
         for (int j = 0; j < some; j++)
             p[j] = j < seen ? dsv2i_exp2(p[j] - base) : 0.0f;
@@ -545,7 +553,6 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
 #pragma unroll
         for (int d = 1; d < lanes; d *= 2)
             tile_sum += __shfl_xor_sync(DSV2I_ALL_LANES, tile_sum, d);
-        sum = __fmaf_rn(sum, corr, tile_sum);
 #pragma unroll
         for (int j = 0; j < some; j++)
             if (j < seen)
@@ -554,8 +561,11 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
 #pragma unroll
         for (int j = 0; j < some; j += 2)
             ((uint32_t *)row_score)[(from + j) / 2] = dsv2i_bf16x2(p[j], p[j + 1]);
-        if (from == 0)
+        if (from == 0) {
             row_score[tokens] = corr;
+            row_score[of_max] = new_max;
+            row_score[of_sum] = i == c.begin ? tile_sum : __fmaf_rn(row_score[of_sum], corr, tile_sum);
+        }
         __syncthreads();
 
 #pragma unroll
@@ -596,12 +606,8 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
         o = partial + (size_t)c.slot * (slot_rows * (rank + 2));
     else
         o += (size_t)c.first * rank;
-    if (thread % lanes == 0) {
-        score[row * score_row + tokens + 1] = sum;
-        if (c.slot >= 0)
-            *(float2 *)(o + slot_rows * rank + 2 * row) = make_float2(max, sum);
-    }
-    __syncthreads();
+    if (thread % lanes == 0 && c.slot >= 0)
+        *(float2 *)(o + slot_rows * rank + 2 * row) = make_float2(score[row * score_row + of_max], score[row * score_row + of_sum]);
 #pragma unroll
     for (int m = 0; m < M / 16; m++)
 #pragma unroll
@@ -705,8 +711,8 @@ static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
                        : plan->unit == leaf ? tile.slot + c.begin / leaf
                                             : 2 * (int)gridDim.x + b * (levels + 1) + levels; /* the last of the block's own */
             }
-            if (big && M == 64)
-                attend<big ? 64 : 16, 2, slot_rows>(shared, c, o, partial, q, heads);
+            if (big && TILES_OF_64 && M == 64)
+                attend<big && TILES_OF_64 ? 64 : 16, 2, slot_rows>(shared, c, o, partial, q, heads);
             else
                 attend<16, stages, slot_rows>(shared, c, o, partial, q, heads);
             if (!invariant)

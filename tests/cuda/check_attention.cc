@@ -459,11 +459,11 @@ int main()
     run("128 heads, two rows of E5M2 and one", 1, [=] { check_decode(128, {{95, 2, E5M2, A}, {3, 1, BF16, A}}, h100); });
     run("128 heads, a small card", 1, [=] { check_decode(128, {{95, 1, INT8, A}}, {89, 8, 0}); });
     run("a long context, cut where it comes", 1, [=] { check_long(4, BF16, 3000, {{90, 2, 0}, {80, 7, 0}}); });
-    run("a long context, one tree", 1, [=] { check_long(1, BIT6, 5000, {{90, 1, 1}, {90, 3, 1}, {90, 8, 1}}); });
+    run("a long context, one tree", 1, [=] { check_long(1, INT8, 5000, {{90, 1, 1}, {90, 3, 1}, {90, 8, 1}}); });
     run("a NaN, BF16", 1, [=] { check_nan(BF16); });
     run("a NaN, INT8", 1, [=] { check_nan(INT8); });
-    run("a tree of five leaves, cut", 1, [=] { check_decode(4, {{2070, 1, INT8, A}}, {90, 2, 1}, 0.15f); });
-    run("a tree of five leaves, by one block", 1, [=] { check_decode(4, {{2070, 1, INT8, A}, {1, 1, BF16, A}}, {90, 1, 1}, 0.15f); });
+    run("a tree of five leaves, each by itself", 1, [=] { check_decode(4, {{2070, 1, INT8, A}}, {90, 3, 1}, 0.15f); });
+    run("a tree of five leaves, in two nodes", 1, [=] { check_decode(4, {{2070, 1, INT8, A}, {1, 1, BF16, A}}, {90, 1, 1}, 0.15f); });
     run("the same twice", 1, [=] { check_same(16, {{250, 1, BF16, A}, {40, 3, E4M3, A}}, h100); });
     run("the same in any company", 1, [=] {
         check_same(16, {{250, 1, BF16, A}, {509, 6, INT8, A}, {33, 2, BIT6, A}, {9, 1, F32, A}}, {90, 3, 1});

@@ -241,11 +241,19 @@ static __device__ __forceinline__ unsigned char *unit(unsigned char *rows, int r
 /* A block's work: n queries of a sequence, from `at` on, over tiles begin to end - 1 of keys.  first: the same query among all. */
 struct piece {
     void *const *page;
-    int kv_type, bytes, layer; /* bytes of a record */
+    int kv_type, layer;
     int pos, last;             /* position of the sequence's first row here; tokens that the last query sees */
     int first, at, n, begin, end;
     int slot;                  /* of partial, or -1: the piece is all */
 };
+
+/* Bytes of a record: chosen anew each time, as registers are scarce. */
+static __device__ __forceinline__ int bytes_of(int kv_type)
+{
+    return (int)(kv_type == DSV2I_KV_BF16 ? dsv2i_kv_record(DSV2I_KV_BF16, rank, rope).bytes
+               : kv_type == DSV2I_KV_6BIT ? dsv2i_kv_record(DSV2I_KV_6BIT, rank, rope).bytes
+                                          : dsv2i_kv_record(DSV2I_KV_INT8, rank, rope).bytes);
+}
 
 /* Where the scales of a token's latent and key are, of the tile at hand: behind a row of scores. */
 static __device__ __forceinline__ float2 *scales_of(float *score, int token)
@@ -258,7 +266,7 @@ static __device__ __forceinline__ void load_keys(unsigned char *to, const piece 
 {
     const int token = i * tokens, valid = c.last - token;
     const unsigned char *from = (const unsigned char *)c.page[token / DSV2I_PAGE_TOKENS]
-                                + (size_t)(c.layer * DSV2I_PAGE_TOKENS + token % DSV2I_PAGE_TOKENS) * (size_t)c.bytes;
+                                + (size_t)(c.layer * DSV2I_PAGE_TOKENS + token % DSV2I_PAGE_TOKENS) * (size_t)bytes_of(c.kv_type);
 
     if (c.kv_type == DSV2I_KV_BF16) {
         const int r = thread / 8, u = thread % 8;
@@ -269,8 +277,8 @@ static __device__ __forceinline__ void load_keys(unsigned char *to, const piece 
         for (int j = 0; j < row_bytes / 128; j++)
             dsv2i_copy<16>(to + 128 * j, from + 128 * j, r < valid ? 16 : 0);
     } else {
-        for (int u = thread; u < tokens / 16 * c.bytes; u += threads)
-            dsv2i_copy<16>(to + 16 * u, from + 16 * u, 16 * u < valid * c.bytes ? 16 : 0);
+        for (int u = thread; u < tokens / 16 * bytes_of(c.kv_type); u += threads)
+            dsv2i_copy<16>(to + 16 * u, from + 16 * u, 16 * u < valid * bytes_of(c.kv_type) ? 16 : 0);
     }
 }
 
@@ -314,9 +322,9 @@ static __device__ __forceinline__ void read_records(unsigned char *keys, float *
 {
     const int r = thread / 8, first = thread % 8;
 
-    raw += r * c.bytes;
+    raw += r * bytes_of(c.kv_type);
     if (first == 0)
-        *scales_of(score, r) = *(const float2 *)(raw + c.bytes - 16); /* they begin the last 16 bytes */
+        *scales_of(score, r) = *(const float2 *)(raw + bytes_of(c.kv_type) - 16); /* they begin the last 16 bytes */
     if (c.kv_type != DSV2I_KV_6BIT) {
 #pragma unroll 1
         for (int i = first; i < width / 16; i += 8)
@@ -415,7 +423,7 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
     unsigned char *queries = M == 16 ? shared : shared + sizeof(float) * parts * M * score_row;
     unsigned char *loads = queries + M * row_bytes, *keys = loads;
     const bool coded = c.kv_type != DSV2I_KV_BF16;
-    const int load_bytes = tokens * c.bytes;
+    const int load_bytes = tokens * bytes_of(c.kv_type);
     uint32_t *pairs;
 
     if (coded)
@@ -691,7 +699,6 @@ static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
 
         c.page = seq.page;
         c.kv_type = seq.kv_type;
-        c.bytes = (int)dsv2i_kv_record(seq.kv_type, rank, rope).bytes;
         c.layer = layer;
         c.pos = step->pos[row];
         c.first = row * heads + tile.at;

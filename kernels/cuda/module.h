@@ -3,7 +3,7 @@
 #ifndef DSV2I_CUDA_MODULE_H
 #define DSV2I_CUDA_MODULE_H
 
-#include "ops.h"
+#include "../ops.h"
 
 struct dsv2i_cuda_options {
     int32_t device;

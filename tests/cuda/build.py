@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -76,8 +77,8 @@ def build(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[str
 
 def compile_c(source: Path, include: Path, folder: Path) -> None:
     """Raises ValueError with what is wrong."""
-    command = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}", f"-isystem{include}", "-c", source,
-               "-o", folder / f"{source.stem}.host.o"]
+    command = [os.environ.get("CC", "cc"), "-std=c11", '-DDSV2I_BUILD=""', "-O2", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}",
+               f"-isystem{include}", "-c", source, "-o", folder / f"{source.stem}.host.o"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise ValueError(done.stdout)
@@ -103,11 +104,13 @@ def main() -> int:
     nvcc = find_nvcc(args.folder)
     os.environ["PATH"] = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
     failed = count = 0
-    for architecture in ARCHITECTURES if args.all else ["sm_90a"]:
-        for source in sorted(KERNELS.glob("*.cu")):
+    cases = [(s, a) for a in (ARCHITECTURES if args.all else ["sm_90a"]) for s in sorted(KERNELS.glob("*.cu"))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        builds = [pool.submit(build, nvcc, source, architecture, args.folder) for source, architecture in cases]
+        for (source, architecture), done in zip(cases, builds):
             count += 1
             try:
-                lines = build(nvcc, source, architecture, args.folder)
+                lines = done.result()
             except ValueError as wrong:
                 failed += 1
                 print(f"not ok {count} - {source.name} for {architecture}\n{wrong}", flush=True)

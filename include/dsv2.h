@@ -429,7 +429,8 @@ typedef struct dsv2_step_member {
 
 /* Append tokens to n different sessions of one model at once; the weights are read once for all, 1 to max(n_batch) tokens at a time.
  * Pages are reserved for the members in their order before anything is computed.  A member that fails (its status: INVALID, CONTEXT_FULL,
- * NO_PAGES, NOMEM, CANCELLED, NUMERIC) is as before, but that it may have no logits, and the others do not notice.  A session's results do not depend on its company.
+ * NO_PAGES, NOMEM, CANCELLED, NUMERIC) is as before, but that it may have no logits, and the others do not notice.  A session's results do
+ * not depend on its company; on CUDA their last bits do, unless the context is invariant.  DEVICE is every member's.
  * OK if every member succeeded, else the status of the one that failed last, of which dsv2_last_error() tells.
  * INVALID for a member that makes no sense (NULL, no tokens, a session that is in it twice or has another model) and FORKED: nothing is done
  * and no status is set.  member_size: sizeof(dsv2_step_member).  Threads: the sessions are the calling thread's; steps of several

@@ -26,7 +26,8 @@ size_t dsv2i_forward_bytes(const dsv2_context *ctx, const struct dsv2i_shape *sh
 /* Have activations and backend scratch for such steps of the model in its context.  NOMEM leaves everything as it was. */
 dsv2_status dsv2i_forward_reserve(dsv2_model *m, int32_t n_rows);
 
-/* Compute the batch (reserved for); out (n_seqs).  token, logprob (n_seqs): what the backend has chosen.  CANCELLED when poll has ended it; outputs are then untouched. */
+/* Compute the batch (reserved for); out (n_seqs).  token, logprob (n_seqs): what the backend has chosen.  CANCELLED when poll has ended it;
+ * outputs are then untouched. */
 dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, int32_t *token, float *logprob,
                           dsv2i_poll_fn poll, void *user);
 

@@ -170,10 +170,10 @@ cudaError_t dsv2i_cuda_experts_many(const struct dsv2i_cuda_launch *to, const st
 
 /* ---- From logits to tokens.  n_rows points at the number of rows in device memory, at most to->max_rows. */
 
-/* token, logprob (n_rows) = what dsv2i_sample_choose chooses from logits (n_rows, vocab) by how (n_rows), all in device memory, also the lists: the same
- * token, and its log_softmax of the raw logits.  Token -1 (logprob NaN) where it fails: a NaN or +infinity, or no token left.  Rows of
- * logits are ld elements apart, a multiple of 4, and aligned to 16 bytes; vocab is at most 2^24.  is_token: bit i % 32 of word i / 32 says
- * whether id i is a token; NULL: all are.  scratch: zeroed before its first use, for as many rows as it was made for. */
+/* token, logprob (n_rows) = what dsv2i_sample_choose chooses from logits (n_rows, vocab) by how (n_rows), all in device memory, also the
+ * lists: the same token, and its log_softmax of the raw logits.  Token -1 (logprob NaN) where it fails: a NaN or +infinity, or no token
+ * left.  Rows of logits are ld elements apart, a multiple of 4, and aligned to 16 bytes; vocab is at most 2^24.  is_token: bit i % 32 of
+ * word i / 32 says whether id i is a token; NULL: all are.  scratch: zeroed before its first use, for as many rows as it was made for. */
 size_t dsv2i_cuda_sample_scratch(int32_t max_rows, int32_t vocab);
 cudaError_t dsv2i_cuda_sample(const struct dsv2i_cuda_launch *to, const int32_t *n_rows, int32_t *token, float *logprob,
                               const float *logits, int32_t ld, int32_t vocab, const struct dsv2i_sampling *how,

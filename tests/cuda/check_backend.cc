@@ -348,7 +348,8 @@ void test_bundled_text(void **)
 {
     const char text[] = "Once upon a time";
     for (int32_t kv_type : {DSV2_KV_BF16, DSV2_KV_6BIT}) {
-        World cpu(DSV2_BACKEND_CPU, MODEL, kv_type, DSV2_ATTENTION_ABSORBED), card(DSV2_BACKEND_CUDA, MODEL, kv_type, DSV2_ATTENTION_ABSORBED);
+        World cpu(DSV2_BACKEND_CPU, MODEL, kv_type, DSV2_ATTENTION_ABSORBED);
+        World card(DSV2_BACKEND_CUDA, MODEL, kv_type, DSV2_ATTENTION_ABSORBED);
         std::vector<int32_t> prompt(64);
         size_t n = 0;
         must(dsv2_tokenize(cpu.model, text, strlen(text), DSV2_TOKENIZE_BOS, prompt.data(), prompt.size(), &n));
@@ -433,7 +434,8 @@ void test_recorded_for(void **)
 void test_step(void **)
 {
     enum { N = 5 };
-    World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED), cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
     dsv2_session *s[N], *c[N];
     for (int i = 0; i < N; i++) {
         s[i] = open_session(w.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
@@ -512,7 +514,8 @@ void test_invariant(void **)
 void test_scores(void **)
 {
     const int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5};
-    World card(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED), cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    World card(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
     dsv2_token_score got[11], want[11];
 
     must(dsv2_session_score(card.s, ids, 11, got, sizeof *got));
@@ -589,7 +592,8 @@ void test_sampling(void **)
 void test_exchange(void **)
 {
     const int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6};
-    World card(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED), cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+    World card(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
     std::vector<char> saved(1 << 20);
     size_t n = 0;
 

@@ -515,19 +515,21 @@ static void sampled(void **state)
     dsv2_session *b = open_session(model[0], 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 16);
     dsv2_session *c = open_session(model[0], 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 16);
     dsv2_sample_params p;
+    const float *logits;
     int calls = 0;
+    size_t n;
 
     dsv2_sample_params_init(&p, sizeof p, model[0]);
     p.temperature = 1.2f;
     p.repetition_penalty = 1.3f;
+    p.presence_penalty = 2;
+    p.frequency_penalty = 2;
     p.min_tokens = 3;
     p.seed = 5;
     for (int round = 0; round < 6; round++) {
         dsv2_step_member m[3] = {member_of(a, 0, 10), member_of(b, 0, 10), member_of(c, 1, 3)};
-        const float *logits;
         int32_t token;
         float logprob;
-        size_t n;
 
         m[0].sample = m[1].sample = &p;
         m[1].flags |= DSV2_STEP_NO_LOGITS;
@@ -553,6 +555,7 @@ static void sampled(void **state)
     assert_int_equal(calls, 1);
     assert_int_equal(dsv2_session_position(a), before);
     assert_int_equal(m.status, DSV2_ERR_NUMERIC);
+    expect(dsv2_session_logits(a, &logits, &n), DSV2_ERR_STATE, NULL); /* those that it had are gone */
 
     /* Elements as they were at first. */
     m.token = 77;

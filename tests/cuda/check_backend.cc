@@ -533,7 +533,7 @@ void test_sampling(void **)
     World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
     dsv2_session *by_card[N], *by_host[N];
     dsv2_sample_params params[N];
-    const dsv2_logit_bias bias[] = {{7, 2.5f}, {3, -1}, {7, 0.5f}};
+    const dsv2_logit_bias bias[] = {{7, 12}, {1, 30}, {7, 12}, {3, 23}}; /* in this order 7 is as likely as 3, and 1, the EOS, sure */
     int differ_from_greedy = 0;
 
     for (int i = 0; i < N; i++) {
@@ -546,8 +546,10 @@ void test_sampling(void **)
     params[0].top_k = 40;
     params[0].top_p = 0.9f;
     params[0].repetition_penalty = 1.2f;
+    params[0].frequency_penalty = 1.5f;
+    params[0].presence_penalty = 0.5f;
     params[2].logit_bias = bias;
-    params[2].n_logit_bias = 3;
+    params[2].n_logit_bias = 4;
     params[2].min_tokens = 4;
     params[2].min_p = 0.02f;
     std::vector<std::vector<int32_t>> next(N);

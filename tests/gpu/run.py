@@ -161,7 +161,7 @@ class Run:
     def models(self, limit: float) -> None:
         c = roofline.TINY if self.emulated else roofline.MODELS[DECODE["name"]]
         plan = {"batches": [1, 2], "context": 8, "prompt": 16} if self.emulated else DECODE
-        config = self.folder / "config.json"
+        config = self.out / "config.json"
         config.write_text(json.dumps(c))
         for dtype in ("bf16", "f8"):
             status, output = self.call([self.programs["gpu_model"], config, dtype, KV_BF16, plan["context"], plan["prompt"], *plan["batches"]], limit)

@@ -160,7 +160,7 @@ class Run:
 
     def models(self, limit: float) -> None:
         c = roofline.TINY if self.emulated else roofline.MODELS[DECODE["name"]]
-        plan = {"batches": [1, 2], "context": 8, "prompt": 16} if self.emulated else DECODE
+        plan = {"batches": [1, 2], "context": 8, "prompt": 9} if self.emulated else DECODE
         config = self.out / "config.json"
         config.write_text(json.dumps(c))
         for dtype in ("bf16", "f8"):

@@ -23,7 +23,7 @@ from typing import Callable, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "model"
 UBSAN = "print_stacktrace=1:halt_on_error=1"
-SLOW = ("backend_golden", "script")  # with a sanitizer: only with --all
+SLOW = ("backend_golden", "prefill", "script")  # with a sanitizer: only with --all
 
 
 class Skip(Exception):

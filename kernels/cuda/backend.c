@@ -46,7 +46,7 @@ void dsv2i_cuda_drop(struct dsv2i_cuda_block *block, int pinned)
 
 int dsv2i_cuda_grow(struct dsv2i_cuda *be, struct dsv2i_cuda_block *block, size_t bytes, int pinned)
 {
-    struct dsv2i_cuda_block more = {.bytes = bytes > 2 * block->bytes ? bytes : 2 * block->bytes};
+    struct dsv2i_cuda_block more = {.bytes = bytes};
     void *at = NULL;
 
     if (bytes <= block->bytes)

@@ -67,6 +67,7 @@ struct dsv2i_cuda {
     struct dsv2i_cuda_blas *blas;
     char *staging;               /* pinned, two halves of DSV2I_CUDA_STAGING bytes */
     cudaEvent_t staged[2];       /* what was copied from a half has left it */
+    int half;                    /* that was used last */
     atomic_int uploaded;         /* something ever was */
     _Atomic(const char *) failure;
 
@@ -116,7 +117,7 @@ void dsv2i_cuda_leave(int previous);
 /* 0, or -1 with the text of the error as the backend's failure. */
 int dsv2i_cuda_result(struct dsv2i_cuda *be, cudaError_t error);
 
-/* Device memory (pinned: of the host) of at least so many bytes; what was there is lost.  0, or -1 and all is as before. */
+/* Device memory (pinned: of the host) of so many bytes, if there is less; what was there is lost.  0, or -1 and all is as before. */
 int dsv2i_cuda_grow(struct dsv2i_cuda *be, struct dsv2i_cuda_block *block, size_t bytes, int pinned);
 void dsv2i_cuda_drop(struct dsv2i_cuda_block *block, int pinned);
 

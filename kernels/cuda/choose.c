@@ -78,7 +78,8 @@ void dsv2i_cuda_op_sample(struct dsv2i_backend *base, int32_t *token, float *log
     if (be->choosing) /* more rows than share a pass: the lists are on their way */
         dsv2i_cuda_deliver(be);
     be->choosing = 1;
-    if (dsv2i_cuda_grow(be, &be->pinned_choices, bytes, 1) || dsv2i_cuda_grow(be, &be->choices, bytes + 2 * results, 0)
+    if ((bytes + 2 * results > be->choices.bytes && (dsv2i_cuda_grow(be, &be->pinned_choices, 2 * (bytes + 2 * results), 1)
+                                                     || dsv2i_cuda_grow(be, &be->choices, 2 * (bytes + 2 * results), 0)))
         || make_scratch(be, n, vocab)) {
         dsv2i_cuda_check(be, cudaErrorMemoryAllocation);
         return;

@@ -369,13 +369,15 @@ static void score(struct dsv2i_cuda *be, struct dsv2i_score *out, const float *x
     float *of_target = scratch(be, place(&used, rows * rows * sizeof *of_target));
     void *chosen = scratch(be, place(&used, rows * (size_t)head->cols * sizeof(float)));
     float *logits = scratch(be, used);
+    struct dsv2i_cuda_launch late = to; /* products read weights before they wait: not those that a launch has just written */
     struct dsv2i_weight part = *head;
 
+    late.early = 0;
     part.rows = n;
     part.data = chosen;
     dsv2i_cuda_check(be, cudaMemcpyAsync(targets, target, rows * sizeof *targets, cudaMemcpyHostToDevice, be->stream));
     dsv2i_cuda_check(be, dsv2i_cuda_gather_rows(&to, &step->n_rows, chosen, head, targets));
-    linear(be, &to, step, of_target, x, &part, 0, 1);
+    linear(be, &late, step, of_target, x, &part, 0, 1);
     for (int32_t begin = 0; begin < head->rows && !be->error; begin += SCORE_COLUMNS) {
         int32_t end = min_i32(begin + SCORE_COLUMNS, head->rows);
 

@@ -84,7 +84,7 @@ static cudaError_t send_lists(struct dsv2i_cuda *be)
     pos = take(&used, rows, sizeof(int32_t));
     seq = take(&used, rows, sizeof(int32_t));
     first = take(&used, seqs + 1, sizeof(int32_t));
-    if (dsv2i_cuda_grow(be, &be->pinned_lists, used, 1) || dsv2i_cuda_grow(be, &be->lists, used, 0))
+    if (used > be->lists.bytes && (dsv2i_cuda_grow(be, &be->pinned_lists, 2 * used, 1) || dsv2i_cuda_grow(be, &be->lists, 2 * used, 0)))
         return cudaErrorMemoryAllocation;
 
     char *from = be->pinned_lists.at, *on_device = be->lists.at;

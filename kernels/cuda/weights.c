@@ -8,9 +8,9 @@
 cudaError_t dsv2i_cuda_upload(struct dsv2i_cuda *be, void *to, const void *from, size_t bytes)
 {
     cudaError_t e = cudaSuccess;
-    int half = 0;
 
-    for (size_t at = 0, n; at < bytes && !e; at += n, half = !half) {
+    for (size_t at = 0, n; at < bytes && !e; at += n) {
+        const int half = be->half; be->half = !be->half; /* also from one weight to the next: small ones overlap, too */
         char *stage = be->staging + (half ? DSV2I_CUDA_STAGING : 0);
 
         n = bytes - at < DSV2I_CUDA_STAGING ? bytes - at : DSV2I_CUDA_STAGING;

@@ -67,7 +67,7 @@ struct dsv2i_cuda {
     struct dsv2i_cuda_blas *blas;
     char *staging;               /* pinned, two halves of DSV2I_CUDA_STAGING bytes */
     cudaEvent_t staged[2];       /* what was copied from a half has left it */
-    int half;                    /* that was used last */
+    int half;                    /* the next to be used */
     atomic_int uploaded;         /* something ever was */
     _Atomic(const char *) failure;
 

@@ -10,9 +10,10 @@ cudaError_t dsv2i_cuda_upload(struct dsv2i_cuda *be, void *to, const void *from,
     cudaError_t e = cudaSuccess;
 
     for (size_t at = 0, n; at < bytes && !e; at += n) {
-        const int half = be->half; be->half = !be->half; /* also from one weight to the next: small ones overlap, too */
+        const int half = be->half;
         char *stage = be->staging + (half ? DSV2I_CUDA_STAGING : 0);
 
+        be->half = !half; /* also for the next weight: small ones overlap, too */
         n = bytes - at < DSV2I_CUDA_STAGING ? bytes - at : DSV2I_CUDA_STAGING;
         e = cudaEventSynchronize(be->staged[half]); /* what it held before has left it */
         if (e)

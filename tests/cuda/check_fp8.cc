@@ -44,31 +44,11 @@ struct Fp8 {
 
 dsv2i_cuda_scales scales_of(const Fp8 &w) { return {w.host.scale_rows, w.host.scale_cols}; }
 
-/* n rows, in a launch for more; and the first alone: the same bits. */
 void check_linear(Shape shape, int n, int rows, int cols, int accumulate)
 {
-    Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
-    std::vector<float> x = normals((size_t)((n + 3) * cols)), start = normals((size_t)((n + 3) * rows));
     const Fp8 w(shape, rows, cols, 1);
-    std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
-    dsv2i_cuda_launch to = step.launch(), one = launch_for(1, 0);
-    float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size());
-    float *y_alone = accumulate ? up(start) : unset<float>(start.size());
 
-    expect(dsv2i_cuda_linear_few(&to, step.device, y, x_device, &w.device, accumulate) == cudaSuccess, "launch");
-    expect(dsv2i_cuda_linear_few(&one, alone.device, y_alone, x_device, &w.device, accumulate) == cudaSuccess, "launch");
-    for (int i = 0; i < n; i++) {
-        ref_linear(&want[(size_t)(i * rows)], &xd[(size_t)(i * cols)], &w.host);
-        for (int r = 0; accumulate && r < rows; r++)
-            want[(size_t)(i * rows + r)] += (double)start[(size_t)(i * rows + r)];
-    }
-    std::vector<float> got = down(y, start.size()), single = down(y_alone, start.size());
-    for (size_t i = want.size(); i < got.size(); i++)
-        expect(accumulate ? got[i] == start[i] : is_unset(got[i]), "wrote past the last row");
-    for (int i = 0; i < rows; i++)
-        expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
-    got.resize(want.size());
-    close_to(got, want, 2e-6); /* fp32 sums of up to 160 terms in a lane; the elements are exact */
+    check_linear_few(w.host, w.device, n, accumulate, false);
 }
 
 /* Rows of x with one number each: the products with one element, to the last bit, which shows where the scale's product is rounded. */

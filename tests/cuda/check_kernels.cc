@@ -73,32 +73,13 @@ void check_norm(int rows, int dim, int extra, float scale)
         expect(is_unset(rounded[i]), "wrote past the last row");
 }
 
-/* The same for rows alone and in company: bits. */
 void check_linear(int dtype, int n, int rows, int cols, int accumulate, bool exact = false)
 {
-    Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
-    std::vector<float> x = normals((size_t)((n + 3) * cols)), start = normals((size_t)((n + 3) * rows));
     const Weight w(dtype, rows, cols, 1);
-    std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
     dsv2i_weight on_device = w.host;
-    dsv2i_cuda_launch to = exact ? launch_for(n) : step.launch(), one = launch_for(1, 0);
 
     on_device.data = w.device;
-    float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size()), *y_alone = accumulate ? up(start) : unset<float>(start.size());
-    expect(dsv2i_cuda_linear_few(&to, step.device, y, x_device, &on_device, accumulate) == cudaSuccess, "launch");
-    expect(dsv2i_cuda_linear_few(&one, alone.device, y_alone, x_device, &on_device, accumulate) == cudaSuccess, "launch");
-    for (int i = 0; i < n; i++) {
-        ref_linear(&want[(size_t)(i * rows)], &xd[(size_t)(i * cols)], &w.host);
-        for (int r = 0; accumulate && r < rows; r++)
-            want[(size_t)(i * rows + r)] += (double)start[(size_t)(i * rows + r)];
-    }
-    std::vector<float> got = down(y, start.size()), single = down(y_alone, start.size());
-    for (size_t i = want.size(); i < got.size(); i++)
-        expect(accumulate ? got[i] == start[i] : is_unset(got[i]), "wrote past the last row");
-    for (int i = 0; i < rows; i++)
-        expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
-    got.resize(want.size());
-    close_to(got, want, 2e-6);
+    check_linear_few(w.host, on_device, n, accumulate, exact);
 }
 
 /* routed: rows choose among five experts, some twice the same; else one dense layer. */

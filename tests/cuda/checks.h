@@ -200,6 +200,33 @@ struct Weight {
     }
 };
 
+/* linear_few for n rows, in a launch for more unless exact; and the first alone: the same bits.  Sums are of up to 160 terms in a lane. */
+[[maybe_unused]] void check_linear_few(const dsv2i_weight &host, const dsv2i_weight &device, int n, int accumulate, bool exact)
+{
+    const int rows = host.rows, cols = host.cols;
+    Step step(zeros(n), {}, {}, 1, 2), alone(zeros(1), {}, {}, 1, 2);
+    std::vector<float> x = normals((size_t)((n + 3) * cols)), start = normals((size_t)((n + 3) * rows));
+    std::vector<double> xd(x.begin(), x.end()), want((size_t)(n * rows));
+    dsv2i_cuda_launch to = exact ? launch_for(n) : step.launch(), one = launch_for(1, 0);
+    float *x_device = up(x), *y = accumulate ? up(start) : unset<float>(start.size());
+    float *y_alone = accumulate ? up(start) : unset<float>(start.size());
+
+    expect(dsv2i_cuda_linear_few(&to, step.device, y, x_device, &device, accumulate) == cudaSuccess, "launch");
+    expect(dsv2i_cuda_linear_few(&one, alone.device, y_alone, x_device, &device, accumulate) == cudaSuccess, "launch");
+    for (int i = 0; i < n; i++) {
+        ref_linear(&want[(size_t)(i * rows)], &xd[(size_t)(i * cols)], &host);
+        for (int r = 0; accumulate && r < rows; r++)
+            want[(size_t)(i * rows + r)] += (double)start[(size_t)(i * rows + r)];
+    }
+    std::vector<float> got = down(y, start.size()), single = down(y_alone, start.size());
+    for (size_t i = want.size(); i < got.size(); i++)
+        expect(accumulate ? got[i] == start[i] : is_unset(got[i]), "wrote past the last row");
+    for (int i = 0; i < rows; i++)
+        expect(!memcmp(&got[(size_t)i], &single[(size_t)i], 4), "other bits alone at %d", i);
+    got.resize(want.size());
+    close_to(got, want, 2e-6);
+}
+
 /* Environment: DSV2_TEST_ONLY, a part of a case's name; DSV2_TEST_SEEDS, how many seeds at most. */
 template <class F> void run(const std::string &name, [[maybe_unused]] int seeds, F check)
 {

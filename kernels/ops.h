@@ -1,4 +1,5 @@
-/* The only header that lib/ and kernels/ share: what a backend is, and the operations of the model it offers.
+/* What lib/ and kernels/ share: what a backend is, and the operations of the model it offers.  (Beside it: sampling.h, the arithmetic of
+ * choosing a token, and cuda/module.h, how the CUDA backend is opened.)
  *
  * SPDX-License-Identifier: MIT
  *

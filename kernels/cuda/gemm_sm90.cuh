@@ -51,7 +51,7 @@ __device__ __forceinline__ void dsv2i_tile_multiply(dsv2i_warpgroup_tile<m, n, s
         dsv2i_wgmma_wait<1>();
         dsv2i_tile_go_on(from, shared, s + T::ahead);
     }
-    dsv2i_wgmma_wait<0>();
+    dsv2i_wgmma_wait<0>(sum);
 }
 
 #endif

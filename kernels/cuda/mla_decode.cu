@@ -2,7 +2,8 @@
  * also the values; o = softmax(q . (c, k)) c.  docs/kernels/mla-decode.md has the schedule and what it is bound by.
  *
  * Bound: with 16 heads bandwidth, each record once (BF16: 1,152 bytes a token and layer for 34.8 kFLOP); with 128 heads (278 kFLOP) the
- * tensor cores, or rather shared memory, which brings them their operands: 2,800 cycles for a tile of 64 queries and 32 keys.
+ * tensor cores, or rather shared memory, which brings them their operands: 2,800 cycles for a tile of 64 queries and 32 keys.  On sm_90a
+ * mla_decode_sm90.cu serves models of 64 heads and more, by the same plan.
  *
  * Queries of a sequence lie one behind another, row by row and head by head, so a tile is any M of them: 16, or 64 where the sequence has
  * more.  The causal mask is each query's own.  A block of 8 warps serves a tile over a piece of its context, 32 keys at a time:
@@ -23,11 +24,10 @@
  * SPDX-License-Identifier: MIT */
 #include <math.h>
 
-#include "kv_read.cuh"
-#include "launch.cuh"
 #include "matrix.cuh"
+#include "mla_decode.cuh"
 
-static const int rank = 512, rope = 64, width = rank + rope;
+static const int rank = DSV2I_MLA_RANK, rope = DSV2I_MLA_ROPE, width = DSV2I_MLA_WIDTH;
 static const int threads = 256, warps = 8;
 static const int tokens = 32;                    /* of a tile of keys */
 static const int row_bytes = 2 * width;          /* of Q and K in shared memory: 72 units of 16 bytes, swizzled */
@@ -45,21 +45,11 @@ static const int levels = 5;                     /* 16 * 4^5 tiles: 524,288 toke
 #define TILES_OF_64 true
 #endif
 
-/* A tile of queries: from query `at` of sequence seq on; keys tiles of keys at `start` of the line.  One that is cut has its parts' results
- * in slots of partial, from `slot` on. */
-struct query_tile {
-    int seq, at, start, keys, slot;
-};
-
-/* What plan writes; first (blocks), cut (blocks) and tiles follow, then partial results. */
-struct plan {
-    int part, n_tiles, n_cut;
-    int unit; /* invariant: tiles of keys that one block makes a node of the tree of, else 0 */
-};
-
 /* Where things are in scratch, and how the kernel is built for a card and a model. */
 struct layout {
     bool big;       /* there are tiles of 64 queries */
+    bool sm90;      /* and no others: for mla_decode_sm90.cu */
+    int tokens;     /* of a tile of keys */
     int blocks;     /* of the decode kernel */
     int slots;      /* for the parts of tiles that are cut, two for a block; invariant: then levels + 1 for each block's own use */
     int max_tiles;
@@ -72,11 +62,13 @@ static layout layout_of(const dsv2i_cuda_launch *to, int heads)
     layout l;
 
     l.big = wide && (long)to->max_rows * heads > 16;
+    l.sm90 = to->sm == 90 && heads >= 64 && !to->invariant; /* whose sums are in another order */
+    l.tokens = l.sm90 ? DSV2I_PAGE_TOKENS : tokens;
     l.blocks = to->n_sms * (!l.big && !to->invariant && wide && to->sm >= 90 ? 2 : 1);
     l.slots = 2 * l.blocks;
     l.max_tiles = to->max_rows * (l.big ? (heads + 63) / 64 : (heads + 15) / 16);
-    l.tiles = sizeof(plan) + sizeof(int) * 2 * (size_t)l.blocks;
-    l.partial = (l.tiles + sizeof(query_tile) * (size_t)l.max_tiles + 255) / 256 * 256;
+    l.tiles = sizeof(dsv2i_mla_plan) + sizeof(int) * 2 * (size_t)l.blocks;
+    l.partial = (l.tiles + sizeof(dsv2i_mla_tile) * (size_t)l.max_tiles + 255) / 256 * 256;
     l.slot = sizeof(float) * (size_t)((l.big ? 64 : 16) * (rank + 2));
     l.bytes = l.partial + (size_t)(l.slots + (to->invariant ? l.blocks * (levels + 1) : 0)) * l.slot;
     return l;
@@ -111,19 +103,14 @@ static __device__ int block_scan(int x, int *total, int *parts)
     return x + before;
 }
 
-static __device__ __forceinline__ int tile_queries(int queries, bool big)
-{
-    return big && queries > 16 ? 64 : 16;
-}
-
 /* In how many parts a tile is. */
-static __device__ __forceinline__ int parts_of(const query_tile &tile, int part, int unit)
+static __device__ __forceinline__ int parts_of(const dsv2i_mla_tile &tile, int part, int unit)
 {
     return unit ? (tile.keys + unit - 1) / unit : (tile.start + tile.keys - 1) / part - tile.start / part + 1;
 }
 
-static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, int *first, query_tile *tiles, int heads, int big, int blocks,
-                                       int invariant)
+static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, dsv2i_mla_plan *to, int *first, dsv2i_mla_tile *tiles, int heads,
+                                       int big, int tile_tokens, int blocks, int invariant)
 {
     int *parts = (int *)dsv2i_shared(), *first_tile = parts + warps; /* (warps), (n_seqs + 1) */
     int *cut = first + blocks;
@@ -136,7 +123,7 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, in
         int s = from + (int)threadIdx.x, n = 0;
 
         if (s < n_seqs && dsv2i_decoded(step->seqs[s])) {
-            int queries = (step->first[s + 1] - step->first[s]) * heads, M = tile_queries(queries, big);
+            int queries = (step->first[s + 1] - step->first[s]) * heads, M = dsv2i_mla_tile_queries(queries, big);
             n = (queries + M - 1) / M;
         }
         int end = n_tiles + block_scan(n, &total, parts);
@@ -149,7 +136,7 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, in
     __syncthreads();
     for (int from = 0; from < n_tiles; from += threads) {
         int t = from + (int)threadIdx.x, low = 0, high = n_seqs, keys = 0;
-        query_tile tile = {};
+        dsv2i_mla_tile tile = {};
 
         if (t < n_tiles) {
             while (high - low > 1) { /* the last sequence that begins at t or before, so not an empty one */
@@ -160,12 +147,12 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, plan *to, in
                 else
                     high = mid;
             }
-            int row = step->first[low], queries = (step->first[low + 1] - row) * heads, M = tile_queries(queries, big);
+            int row = step->first[low], queries = (step->first[low + 1] - row) * heads, M = dsv2i_mla_tile_queries(queries, big);
             int last = min((t - first_tile[low] + 1) * M, queries) - 1;
 
             tile.seq = low;
             tile.at = (t - first_tile[low]) * M;
-            keys = (step->pos[row] + last / heads) / tokens + 1;
+            keys = (step->pos[row] + last / heads) / tile_tokens + 1;
         }
         int end = line + block_scan(t < n_tiles ? keys + tile_cost : 0, &total, parts);
         if (t < n_tiles) {
@@ -226,8 +213,9 @@ cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct
     const layout l = layout_of(to, heads);
     char *at = (char *)scratch;
 
-    return dsv2i_launch(to, mla_plan_kernel, 1, threads, sizeof(int) * (size_t)(warps + to->max_rows + 1), step, (plan *)at,
-                        (int *)(at + sizeof(plan)), (query_tile *)(at + l.tiles), heads, l.big, l.blocks, to->invariant);
+    return dsv2i_launch(to, mla_plan_kernel, 1, threads, sizeof(int) * (size_t)(warps + to->max_rows + 1), step,
+                        (dsv2i_mla_plan *)at, (int *)(at + sizeof(dsv2i_mla_plan)), (dsv2i_mla_tile *)(at + l.tiles), heads, l.big,
+                        l.tokens, l.blocks, to->invariant);
 }
 
 /* ---- attention ----------------------------------------------------------------------------------------------------------------------- */
@@ -238,23 +226,6 @@ static __device__ __forceinline__ unsigned char *unit(unsigned char *rows, int r
     return rows + (r * row_bytes + (u ^ (r & 7)) * 16) + line * 128;
 }
 
-/* A block's work: n queries of a sequence, from `at` on, over tiles begin to end - 1 of keys.  first: the same query among all. */
-struct piece {
-    void *const *page;
-    int kv_type, layer;
-    int pos, last;             /* position of the sequence's first row here; tokens that the last query sees */
-    int first, at, n, begin, end;
-    int slot;                  /* of partial, or -1: the piece is all */
-};
-
-/* Bytes of a record: chosen anew each time, as registers are scarce. */
-static __device__ __forceinline__ int bytes_of(int kv_type)
-{
-    return (int)(kv_type == DSV2I_KV_BF16 ? dsv2i_kv_record(DSV2I_KV_BF16, rank, rope).bytes
-               : kv_type == DSV2I_KV_6BIT ? dsv2i_kv_record(DSV2I_KV_6BIT, rank, rope).bytes
-                                          : dsv2i_kv_record(DSV2I_KV_INT8, rank, rope).bytes);
-}
-
 /* Where the scales of a token's latent and key are, of the tile at hand: behind a row of scores. */
 static __device__ __forceinline__ float2 *scales_of(float *score, int token)
 {
@@ -262,11 +233,11 @@ static __device__ __forceinline__ float2 *scales_of(float *score, int token)
 }
 
 /* Begin to load tile i of the keys: as bf16 rows, or records as they are.  Tokens from end on are 0. */
-static __device__ __forceinline__ void load_keys(unsigned char *to, const piece &c, int i, int thread)
+static __device__ __forceinline__ void load_keys(unsigned char *to, const dsv2i_mla_piece &c, int i, int thread)
 {
     const int token = i * tokens, valid = c.last - token;
     const unsigned char *from = (const unsigned char *)c.page[token / DSV2I_PAGE_TOKENS]
-                                + (size_t)(c.layer * DSV2I_PAGE_TOKENS + token % DSV2I_PAGE_TOKENS) * (size_t)bytes_of(c.kv_type);
+                                + (size_t)(c.layer * DSV2I_PAGE_TOKENS + token % DSV2I_PAGE_TOKENS) * (size_t)dsv2i_mla_record_bytes(c.kv_type);
 
     if (c.kv_type == DSV2I_KV_BF16) {
         const int r = thread / 8, u = thread % 8;
@@ -277,54 +248,26 @@ static __device__ __forceinline__ void load_keys(unsigned char *to, const piece 
         for (int j = 0; j < row_bytes / 128; j++)
             dsv2i_copy<16>(to + 128 * j, from + 128 * j, r < valid ? 16 : 0);
     } else {
-        for (int u = thread; u < tokens / 16 * bytes_of(c.kv_type); u += threads)
-            dsv2i_copy<16>(to + 16 * u, from + 16 * u, 16 * u < valid * bytes_of(c.kv_type) ? 16 : 0);
+        for (int u = thread; u < tokens / 16 * dsv2i_mla_record_bytes(c.kv_type); u += threads)
+            dsv2i_copy<16>(to + 16 * u, from + 16 * u, 16 * u < valid * dsv2i_mla_record_bytes(c.kv_type) ? 16 : 0);
     }
-}
-
-/* bf16 of 4 codes of a byte: exact. */
-static __device__ __forceinline__ uint2 from_codes(uint32_t x, int kv_type)
-{
-    if (kv_type == DSV2I_KV_F8_E4M3)
-        return make_uint2(dsv2i_bf16x2_from_e4m3x2((uint16_t)x), dsv2i_bf16x2_from_e4m3x2((uint16_t)(x >> 16)));
-    if (kv_type == DSV2I_KV_F8_E5M2) {
-        float2 a = dsv2i_f32x2_from_e5m2x2((uint16_t)x), b = dsv2i_f32x2_from_e5m2x2((uint16_t)(x >> 16));
-        return make_uint2(dsv2i_bf16x2(a.x, a.y), dsv2i_bf16x2(b.x, b.y));
-    }
-    float4 f;
-    x ^= 0x80808080; /* now 128 more, without sign, in the mantissa of 2^23 */
-    f.x = __uint_as_float(0x4B000000 | (x & 0xFF)) - 8388736.0f;
-    f.y = __uint_as_float(0x4B000000 | (x >> 8 & 0xFF)) - 8388736.0f;
-    f.z = __uint_as_float(0x4B000000 | (x >> 16 & 0xFF)) - 8388736.0f;
-    f.w = __uint_as_float(0x4B000000 | x >> 24) - 8388736.0f;
-    return make_uint2(dsv2i_bf16x2(f.x, f.y), dsv2i_bf16x2(f.z, f.w));
 }
 
 /* 16 codes to units 2 i and 2 i + 1 of row r. */
 static __device__ __forceinline__ void write_codes(unsigned char *keys, int r, int i, const unsigned char *code, int kv_type)
 {
-    const uint4 x = *(const uint4 *)code;
-    const uint2 a = from_codes(x.x, kv_type), b = from_codes(x.y, kv_type), c = from_codes(x.z, kv_type), d = from_codes(x.w, kv_type);
-
-    *(uint4 *)unit(keys, r, i / 4, i % 4 * 2) = make_uint4(a.x, a.y, b.x, b.y);
-    *(uint4 *)unit(keys, r, i / 4, i % 4 * 2 + 1) = make_uint4(c.x, c.y, d.x, d.y);
-}
-
-/* Pairs of levels as bf16, by two codes in a byte: (256). */
-static __device__ __forceinline__ void make_levels(uint32_t *pairs, int thread)
-{
-    pairs[thread] = dsv2i_bf16x2(dsv2i_levels[thread % 16], dsv2i_levels[thread / 16]);
+    dsv2i_mla_codes(unit(keys, r, i / 4, i % 4 * 2), unit(keys, r, i / 4, i % 4 * 2 + 1), *(const uint4 *)code, kv_type);
 }
 
 /* Records to bf16 rows of codes, and their scales; 8 threads a record. */
 static __device__ __forceinline__ void read_records(unsigned char *keys, float *score, const unsigned char *raw, const uint32_t *pairs,
-                                                    const piece &c, int thread)
+                                                    const dsv2i_mla_piece &c, int thread)
 {
     const int r = thread / 8, first = thread % 8;
 
-    raw += r * bytes_of(c.kv_type);
+    raw += r * dsv2i_mla_record_bytes(c.kv_type);
     if (first == 0)
-        *scales_of(score, r) = *(const float2 *)(raw + bytes_of(c.kv_type) - 16); /* they begin the last 16 bytes */
+        *scales_of(score, r) = *(const float2 *)(raw + dsv2i_mla_record_bytes(c.kv_type) - 16); /* they begin the last 16 bytes */
     if (c.kv_type != DSV2I_KV_6BIT) {
 #pragma unroll 1
         for (int i = first; i < width / 16; i += 8)
@@ -335,20 +278,11 @@ static __device__ __forceinline__ void read_records(unsigned char *keys, float *
 #pragma unroll 1
     for (int block = first; block < blocks; block += 8) {
         const uint4 codes = *(const uint4 *)(raw + 16 * block);
-        const uint32_t negative = *(const uint32_t *)(raw + sign + 4 * block), word[4] = {codes.x, codes.y, codes.z, codes.w};
+        const uint32_t negative = *(const uint32_t *)(raw + sign + 4 * block);
 
 #pragma unroll
-        for (int u = 0; u < 4; u++) { /* 8 elements: the low or high nibbles of two words */
-            uint32_t out[4];
-
-#pragma unroll
-            for (int j = 0; j < 4; j++) { /* elements 8 u + 2 j and the next */
-                uint32_t two = word[u % 2 * 2 + j / 2] >> (j % 2 * 16 + u / 2 * 4), s = negative >> (8 * u + 2 * j);
-
-                out[j] = pairs[(two & 15) | (two >> 4 & 0xF0)] ^ ((s & 1) << 15 | (s & 2) << 30);
-            }
-            *(uint4 *)unit(keys, r, block / 2, block % 2 * 4 + u) = make_uint4(out[0], out[1], out[2], out[3]);
-        }
+        for (int u = 0; u < 4; u++)
+            *(uint4 *)unit(keys, r, block / 2, block % 2 * 4 + u) = dsv2i_mla_eight_levels(codes, negative, u, pairs);
     }
     if (first < rope / 16)
         write_codes(keys, r, rank / 16 + first, raw + key + 16 * first, DSV2I_KV_INT8);
@@ -414,7 +348,7 @@ template <int n> static __device__ __forceinline__ float pair_sum(const float (&
  * place.  A row of the scores' first part holds first 32 scores, then P in bf16; behind them, the query's correction and its sum.  Its
  * maximum is behind its row of the second part.  Behind those, row r has the scales of token r. */
 template <int M, int stages, int slot_rows>
-static __device__ __forceinline__ void attend(unsigned char *shared, const piece &c, float *o, float *partial, const uint16_t *q, int heads)
+static __device__ __forceinline__ void attend(unsigned char *shared, const dsv2i_mla_piece &c, float *o, float *partial, const uint16_t *q, int heads)
 {
     const int thread = dsv2i_anew((int)threadIdx.x) & (threads - 1), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int parts = M == 16 ? 4 : 2, m_tiles = M == 16 ? 1 : 2; /* sums in shared memory; tiles of 16 queries of a warp's scores */
@@ -423,14 +357,14 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const piece
     unsigned char *queries = M == 16 ? shared : shared + sizeof(float) * parts * M * score_row;
     unsigned char *loads = queries + M * row_bytes, *keys = loads;
     const bool coded = c.kv_type != DSV2I_KV_BF16;
-    const int load_bytes = tokens * bytes_of(c.kv_type);
+    const int load_bytes = tokens * dsv2i_mla_record_bytes(c.kv_type);
     uint32_t *pairs;
 
     if (coded)
         loads += key_bytes;
     pairs = (uint32_t *)(loads + stages * load_bytes);
     if (c.kv_type == DSV2I_KV_6BIT)
-        make_levels(pairs, thread);
+        dsv2i_mla_make_levels(pairs, thread);
 
     load_queries(queries, q + (size_t)c.first * width, c.n, M, c.kv_type, thread);
     dsv2i_copy_commit();
@@ -678,37 +612,23 @@ static __device__ __forceinline__ void finish_query(float *o, const float *slot,
 /* invariant: nodes of `unit` tiles of keys are made leaf by leaf, with a slot for every level below. */
 template <bool big, int stages, bool invariant>
 static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
-    mla_decode_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q, const plan *plan, const int *first, const query_tile *tiles,
-                      float *partial, int layer, int heads)
+    mla_decode_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q, dsv2i_mla_work work, int layer, int heads)
 {
     unsigned char *shared = (unsigned char *)dsv2i_shared();
     const int b = (int)blockIdx.x, slot_rows = big ? 64 : 16;
     const size_t slot = (size_t)(slot_rows * (rank + 2));
+    const dsv2i_mla_plan *plan = work.plan;
+    float *partial = work.partial;
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
-    for (int i = first[b]; i < plan->n_tiles; i++) {
-        const query_tile &tile = tiles[i]; /* read anew where it is needed: registers are scarce */
-        const int lo = b * plan->part, hi = lo + plan->part;
-        piece c;
+    for (int i = work.first[b]; i < plan->n_tiles; i++) {
+        const dsv2i_mla_tile &tile = work.tiles[i]; /* read anew where it is needed: registers are scarce */
 
-        if (tile.start >= hi)
+        if (tile.start >= (b + 1) * plan->part)
             break;
-        const dsv2i_seq seq = step->seqs[tile.seq];
-        const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads, M = tile_queries(queries, big);
-
-        c.page = seq.page;
-        c.kv_type = seq.kv_type;
-        c.layer = layer;
-        c.pos = step->pos[row];
-        c.first = row * heads + tile.at;
-        c.at = tile.at;
-        c.n = min(M, queries - tile.at);
-        c.last = c.pos + (c.at + c.n - 1) / heads + 1;
-        c.begin = max(lo - tile.start, 0);
-        c.end = min(hi - tile.start, tile.keys);
-        c.slot = c.begin == 0 && c.end == tile.keys ? -1 : tile.slot + b - tile.start / plan->part;
-
+        dsv2i_mla_piece c = dsv2i_mla_piece_of(step, plan, tile, b, layer, heads, big);
+        const int M = dsv2i_mla_tile_queries((step->first[tile.seq + 1] - step->first[tile.seq]) * heads, big);
         if (invariant)
             c.begin = (c.begin + plan->unit - 1) / plan->unit * plan->unit; /* nodes that begin in the block's part */
         while (c.begin < min((b + 1) * plan->part - tile.start, tile.keys) || (invariant && c.begin % plan->unit)) {
@@ -756,23 +676,23 @@ static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
 }
 
 /* A warp puts together the parts of a query. */
-static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o, const plan *plan, const int *cut, const query_tile *tiles,
-                                          float *partial, int heads, int big)
+static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o, dsv2i_mla_work work, const int *cut, int heads, int big)
 {
     const int i = (int)blockIdx.x, m = (int)blockIdx.y * warps + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int slot_rows = big ? 64 : 16;
     const size_t slot = (size_t)(slot_rows * (rank + 2));
+    const dsv2i_mla_plan *plan = work.plan;
 
     dsv2i_wait_dependency();
     dsv2i_launch_dependents();
     if (i >= plan->n_cut)
         return;
-    const query_tile tile = tiles[cut[i]];
+    const dsv2i_mla_tile tile = work.tiles[cut[i]];
     const int n = parts_of(tile, plan->part, plan->unit);
     const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads;
-    if (m >= min(tile_queries(queries, big), queries - tile.at))
+    if (m >= min(dsv2i_mla_tile_queries(queries, big), queries - tile.at))
         return;
-    partial += (size_t)tile.slot * slot;
+    float *partial = work.partial + (size_t)tile.slot * slot;
     o += ((size_t)row * (size_t)heads + (size_t)(tile.at + m)) * rank;
     if (plan->unit) { /* the upper levels of the tree */
         for (int size = 1; size < n; size *= fold)
@@ -819,18 +739,17 @@ cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const stru
 {
     const layout l = layout_of(to, heads);
     char *at = (char *)scratch;
-    const plan *plan = (const struct plan *)at;
-    const int *first = (const int *)(at + sizeof *plan);
-    const query_tile *tiles = (const query_tile *)(at + l.tiles);
-    float *partial = (float *)(at + l.partial);
+    const int *first = (const int *)(at + sizeof(dsv2i_mla_plan));
+    const dsv2i_mla_work work = {(const dsv2i_mla_plan *)at, first, (const dsv2i_mla_tile *)(at + l.tiles), (float *)(at + l.partial)};
     const dim3 combine((unsigned)l.blocks, (l.big ? 64 : 16) / warps); /* a tile that is cut ends in another block than it begins in */
     const size_t shared = l.big ? shared_bytes(64, 2) : shared_bytes(16, 2);
     cudaError_t e;
 
-    e = dsv2i_launch(to, l.big ? to->invariant ? mla_decode_kernel<true, 3, true> : mla_decode_kernel<true, 3, false>
-                               : to->invariant ? mla_decode_kernel<false, 2, true> : mla_decode_kernel<false, 2, false>,
-                     (unsigned)l.blocks, threads, shared, step, o_latent, q_latent, plan, first, tiles, partial, layer, heads);
-    return e ? e
-             : dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, plan, first + l.blocks, tiles, partial, heads,
-                            l.big);
+    if (l.sm90)
+        e = dsv2i_mla_decode_sm90(to, step, o_latent, q_latent, work, l.blocks, layer, heads);
+    else
+        e = dsv2i_launch(to, l.big ? to->invariant ? mla_decode_kernel<true, 3, true> : mla_decode_kernel<true, 3, false>
+                                   : to->invariant ? mla_decode_kernel<false, 2, true> : mla_decode_kernel<false, 2, false>,
+                         (unsigned)l.blocks, threads, shared, step, o_latent, q_latent, work, layer, heads);
+    return e ? e : dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, work, first + l.blocks, heads, l.big);
 }

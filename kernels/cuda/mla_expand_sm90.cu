@@ -48,7 +48,7 @@ expand_sm90_kernel(const dsv2i_cuda_step *step, dsv2i_prefill_scratch scratch, c
         dsv2i_wgmma_commit();
         dsv2i_wgmma_wait<1>();
     }
-    dsv2i_wgmma_wait<0>();
+    dsv2i_wgmma_wait<0>(d);
     __syncthreads(); /* all are done with what the result takes the place of */
 #pragma unroll
     for (int i = 0; i < 32; i++) {

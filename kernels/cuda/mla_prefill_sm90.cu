@@ -202,7 +202,7 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
 
     if (n > 0) {
         scores(0);
-        dsv2i_wgmma_wait<0>();
+        dsv2i_wgmma_wait<0>(s);
         arrive(&k_empty[0]);
         softmax(0);
         rescale();
@@ -210,16 +210,16 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
         for (int i = 1; i < n; i++) {
             scores(i);
             values(i - 1);
-            dsv2i_wgmma_wait<1>();
+            dsv2i_wgmma_wait<1>(s);
             arrive(&k_empty[i % stages]);
             softmax(i);
-            dsv2i_wgmma_wait<0>();
+            dsv2i_wgmma_wait<0>(d);
             arrive(&v_empty[(i - 1) % stages]);
             rescale();
             round_weights();
         }
         values(n - 1);
-        dsv2i_wgmma_wait<0>();
+        dsv2i_wgmma_wait<0>(d);
     }
 
 #pragma unroll

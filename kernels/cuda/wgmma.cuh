@@ -47,10 +47,19 @@ template <int registers> __device__ __forceinline__ void dsv2i_more_registers()
 __device__ __forceinline__ void dsv2i_wgmma_fence() { DSV2I_SM90A("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void dsv2i_wgmma_commit() { DSV2I_SM90A("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-/* Until at most the newest but_for groups are under way. */
-template <int but_for> __device__ __forceinline__ void dsv2i_wgmma_wait()
+template <int n> __device__ __forceinline__ void dsv2i_wgmma_done(float (&d)[n])
+{
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        asm volatile("" : "+f"(d[i]));
+}
+
+/* Until at most the newest but_for groups are under way.  done: every d that may be read now.  The compiler does not know by itself that it
+ * must not read them before. */
+template <int but_for, int... n> __device__ __forceinline__ void dsv2i_wgmma_wait(float (&...done)[n])
 {
     DSV2I_SM90A("wgmma.wait_group.sync.aligned %0;" ::"n"(but_for) : "memory");
+    (dsv2i_wgmma_done(done), ...);
 }
 
 /* D = A B, or with accumulate += A B; A's rows are along k, B's along n or k.  n is twice d's length. */

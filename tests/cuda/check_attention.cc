@@ -100,7 +100,9 @@ struct Card {
 dsv2i_cuda_launch launch_on(const Card &card, int rows)
 {
     dsv2i_cuda_launch to = launch_for(rows);
+#ifdef DSV2I_EMULATED /* which is any card */
     to.sm = card.sm;
+#endif
     to.n_sms = card.n_sms;
     to.invariant = card.invariant;
     return to;
@@ -182,16 +184,16 @@ void check_decode(int heads, const std::vector<Sequence> &sequences, const Card 
 }
 
 /* A NaN reaches the rows that see it, all of their result; others of the same tile only from BF16 pages. */
-void check_nan(int type)
+void check_nan(int type, int heads)
 {
     nan_token = 41;
     Batch b({{40, 3, type, DSV2I_ABSORBED}, {7, 1, type, DSV2I_ABSORBED}});
     nan_token = -1;
-    std::vector<float> got = decode(b, {90, 4, 0}, queries((b.rows + 3) * 4, 0.08f), 4);
+    std::vector<float> got = decode(b, {90, 4, 0}, queries((b.rows + 3) * heads, 0.08f), heads);
 
     for (int row = 0; row < b.rows; row++)
-        for (int i = 0; i < 4 * rank; i++) {
-            float o = got[(size_t)(row * 4 * rank + i)];
+        for (int i = 0; i < heads * rank; i++) {
+            float o = got[(size_t)(row * heads * rank + i)];
 
             if (row == 1 || row == 2) /* 41 and 42: their sums of P are NaN */
                 expect(std::isnan(o), "row %d, %d: %g", row, i, (double)o);
@@ -437,7 +439,7 @@ int main()
 {
     const int A = DSV2I_ABSORBED, E = DSV2I_EXPANDED, BF16 = DSV2I_KV_BF16, F32 = DSV2I_KV_F32, E4M3 = DSV2I_KV_F8_E4M3,
               E5M2 = DSV2I_KV_F8_E5M2, INT8 = DSV2I_KV_INT8, BIT6 = DSV2I_KV_6BIT;
-    const Card h100 = {90, 4, 0};
+    const Card h100 = {90, 4, 0}, a100 = {80, 4, 0};
 
     const dsv2i_hooks hooks = {heap_alloc, heap_free, nullptr};
     if (dsv2i_cpu_open(&hooks, 0, 1, &cpu)) {
@@ -454,16 +456,27 @@ int main()
     run("16 heads, rows of several sequences", 2, [=] {
         check_decode(16, {{70, 5, BF16, A}, {5, 2, F32, A}, {130, 2, INT8, A}, {3, 2, BF16, E}, {0, 3, BIT6, A}, {63, 1, E4M3, A}}, h100);
     });
-    run("128 heads, one row", 2, [=] { check_decode(128, {{150, 1, BF16, A}}, h100); });
-    run("128 heads, two rows of 6BIT", 1, [=] { check_decode(128, {{63, 2, BIT6, A}}, h100); });
-    run("128 heads, two rows of E5M2 and one", 1, [=] { check_decode(128, {{95, 2, E5M2, A}, {3, 1, BF16, A}}, h100); });
+    run("128 heads, one row", 2, [=] { check_decode(128, {{150, 1, BF16, A}}, a100); });
+    run("128 heads, two rows of 6BIT", 1, [=] { check_decode(128, {{63, 2, BIT6, A}}, a100); });
+    run("128 heads, two rows of E5M2 and one", 1, [=] { check_decode(128, {{95, 2, E5M2, A}, {3, 1, BF16, A}}, a100); });
+    run("128 heads, wgmma", 2, [=] { check_decode(128, {{330, 1, BF16, A}}, h100); });
+    for (int type : {E4M3, E5M2, INT8, BIT6})
+        run("64 heads, wgmma, records of type " + std::to_string(type), 1, [=] { check_decode(64, {{150, 1, type, A}}, {90, 2, 0}); });
+    run("72 heads, wgmma, sequences of all types", 2, [=] {
+        check_decode(72, {{70, 2, BF16, A}, {5, 1, F32, A}, {190, 1, INT8, A}, {3, 1, BF16, E}, {0, 2, BIT6, A}, {63, 1, E4M3, A}, {1, 1, BF16, A}},
+                     {90, 3, 0});
+    });
+    run("64 heads, wgmma, a long context", 1, [=] { check_long(64, BF16, 1500, {{90, 1, 0}, {90, 5, 0}}); });
     run("128 heads, a small card", 1, [=] { check_decode(128, {{95, 1, INT8, A}}, {89, 8, 0}); });
     run("a long context, cut where it comes", 1, [=] { check_long(4, BF16, 3000, {{90, 2, 0}, {80, 7, 0}}); });
     run("a long context, one tree", 1, [=] { check_long(1, INT8, 5000, {{90, 1, 1}, {90, 3, 1}, {90, 8, 1}}); });
-    run("a NaN, BF16", 1, [=] { check_nan(BF16); });
-    run("a NaN, INT8", 1, [=] { check_nan(INT8); });
+    run("a NaN, BF16", 1, [=] { check_nan(BF16, 4); });
+    run("a NaN, INT8", 1, [=] { check_nan(INT8, 4); });
+    run("a NaN, BF16, wgmma", 1, [=] { check_nan(BF16, 64); });
+    run("a NaN, 6BIT, wgmma", 1, [=] { check_nan(BIT6, 64); });
     run("a tree of five leaves, each by itself", 1, [=] { check_decode(4, {{2070, 1, INT8, A}}, {90, 3, 1}, 0.15f); });
     run("a tree of five leaves, in two nodes", 1, [=] { check_decode(4, {{2070, 1, INT8, A}, {1, 1, BF16, A}}, {90, 1, 1}, 0.15f); });
+    run("the same twice, wgmma", 1, [=] { check_same(64, {{250, 1, BF16, A}, {40, 2, E4M3, A}}, h100); });
     run("the same twice", 1, [=] { check_same(16, {{250, 1, BF16, A}, {40, 3, E4M3, A}}, h100); });
     run("the same in any company", 1, [=] {
         check_same(16, {{250, 1, BF16, A}, {509, 6, INT8, A}, {33, 2, BIT6, A}, {9, 1, F32, A}}, {90, 3, 1});

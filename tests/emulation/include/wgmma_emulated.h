@@ -22,7 +22,7 @@ template <int registers> static inline void dsv2i_fewer_registers()
 template <int registers> static inline void dsv2i_more_registers() { dsv2i_fewer_registers<registers>(); }
 static inline void dsv2i_wgmma_fence() { emu::wgmma_fence(); }
 static inline void dsv2i_wgmma_commit() { emu::wgmma_commit(); }
-template <int but_for> static inline void dsv2i_wgmma_wait() { emu::wgmma_wait(but_for); }
+template <int but_for, class... D> static inline void dsv2i_wgmma_wait(D &...) { emu::wgmma_wait(but_for); }
 template <bool b_along_n, unsigned count>
 static inline void dsv2i_wgmma_bf16(float (&d)[count], uint64_t a_at, uint64_t b_at, bool accumulate)
 {

@@ -32,7 +32,7 @@ static const int scales_at = pairs_at + 1024, factors_at = scales_at + 2 * token
 static const size_t shared_bytes = barriers_at + 10 * sizeof(uint64_t);
 
 /* Barriers between all threads that multiply. */
-enum { QUERIES_FREE = 1, QUERIES_HERE, SUMS_HERE };
+enum { QUERIES_HERE = 1, SUMS_HERE };
 
 struct memory {
     unsigned char *queries, *keys, *weights; /* weights: P */
@@ -470,9 +470,8 @@ mla_decode_sm90_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q,
         }
     };
     auto queries = [&](const dsv2i_mla_piece &c) {
-        dsv2i_named_barrier(QUERIES_FREE, 2 * group); /* and what is in sums is read */
-        load_queries(m.queries, q, c, (int)threadIdx.x);
-        dsv2i_named_barrier(QUERIES_HERE, 2 * group);
+        load_queries(m.queries, q, c, (int)threadIdx.x); /* SUMS_HERE was behind the last product with those before */
+        dsv2i_named_barrier(QUERIES_HERE, 2 * group);    /* and what is in sums is read */
     };
 
     if (role == 2) {

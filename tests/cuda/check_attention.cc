@@ -472,8 +472,8 @@ int main()
     run("a long context, one tree", 1, [=] { check_long(1, INT8, 5000, {{90, 1, 1}, {90, 3, 1}, {90, 8, 1}}); });
     run("a NaN, BF16", 1, [=] { check_nan(BF16, 4); });
     run("a NaN, INT8", 1, [=] { check_nan(INT8, 4); });
-    run("a NaN, BF16, wgmma", 1, [=] { check_nan(BF16, 64); });
-    run("a NaN, 6BIT, wgmma", 1, [=] { check_nan(BIT6, 64); });
+    run("a NaN, BF16, wgmma", 1, [=] { check_nan(BF16, 72); });
+    run("a NaN, 6BIT, wgmma", 1, [=] { check_nan(BIT6, 72); });
     run("a tree of five leaves, each by itself", 1, [=] { check_decode(4, {{2070, 1, INT8, A}}, {90, 3, 1}, 0.15f); });
     run("a tree of five leaves, in two nodes", 1, [=] { check_decode(4, {{2070, 1, INT8, A}, {1, 1, BF16, A}}, {90, 1, 1}, 0.15f); });
     run("the same twice, wgmma", 1, [=] { check_same(64, {{250, 1, BF16, A}, {40, 2, E4M3, A}}, h100); });

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: MIT */
 #include "programs.h"
 
-#include <device.cuh>
+#include <copy.cuh>
 
 namespace {
 
@@ -51,6 +51,39 @@ template <bool wrong> bool missing_second_barrier()
     float *to = device<float>(64);
     start(rounds_kernel<wrong>, 1, 64, {64 * 4}, to);
     return all_are<float>(to, 64, [](size_t i) { return 384.0f + 4 * (float)(63 - i); });
+}
+
+/* One warp hands numbers to another through one place, with much to do in between: only a warp that is very slow finds the next there. */
+template <bool wrong> __global__ void hand_over_kernel(float *to)
+{
+    float *place = (float *)dsv2i_shared();
+    uint64_t *full = (uint64_t *)(place + 32), *empty = full + 1;
+    const unsigned lane = threadIdx.x % 32;
+
+    if (threadIdx.x == 0) {
+        dsv2i_mbarrier_init(full, 32);
+        dsv2i_mbarrier_init(empty, 32);
+    }
+    __syncthreads();
+    for (int i = 0; i < 2; i++)
+        if (threadIdx.x < 32) {
+            for (int busy = 0; busy < 200; busy++)
+                __syncwarp();
+            if (!wrong && i)
+                dsv2i_mbarrier_wait(empty, 0);
+            place[lane] = (float)(32 * i + (int)lane);
+            dsv2i_mbarrier_arrive(full);
+        } else {
+            dsv2i_mbarrier_wait(full, i);
+            to[32 * i + (int)lane] = place[lane];
+            dsv2i_mbarrier_arrive(empty);
+        }
+}
+template <bool wrong> bool overtaken_by_far()
+{
+    float *to = device<float>(64);
+    start(hand_over_kernel<wrong>, 1, 64, {256}, to);
+    return all_are(to, 64, as_float);
 }
 
 template <bool wrong> __global__ void warp_kernel(float *to)
@@ -452,8 +485,8 @@ template <bool wrong> bool default_stream()
 }
 
 const Program programs[] = {
-    PROGRAM(missing_barrier), PROGRAM(missing_second_barrier), PROGRAM(missing_syncwarp), PROGRAM_FOR_ASAN(shared_out_of_bounds),
-    PROGRAM_FOR_ASAN(global_out_of_bounds), PROGRAM(use_after_free), PROGRAM(uninitialised_shared), PROGRAM(uninitialised_global),
+    PROGRAM(missing_barrier), PROGRAM(missing_second_barrier), PROGRAM(overtaken_by_far), PROGRAM(missing_syncwarp),
+    PROGRAM_FOR_ASAN(shared_out_of_bounds),    PROGRAM_FOR_ASAN(global_out_of_bounds), PROGRAM(use_after_free), PROGRAM(uninitialised_shared), PROGRAM(uninitialised_global),
     PROGRAM(shuffle_width), PROGRAM(shuffle_mask), PROGRAM(shuffle_from_outside), PROGRAM(barrier_not_reached), PROGRAM(missing_atomic),
     PROGRAM(block_order), PROGRAM(missing_grid_barrier), PROGRAM(grid_barrier_without_cooperation), PROGRAM(cooperative_too_large),
     PROGRAM(missing_dependency_wait), PROGRAM(write_before_dependency_wait), PROGRAM(missing_event_wait), PROGRAM(event_too_early),

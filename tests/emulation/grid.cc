@@ -1,8 +1,9 @@
 /* Grids: blocks of threads, their barriers and warps.
  *
- * A thread runs until it must wait for another; then the next is drawn from those that can run, of all blocks that are resident.  So
- * whatever order barriers do not force comes about for some seed.  When no thread can run and some have not ended, the launch fails
- * and says who waits for what.
+ * A thread runs until it must wait for another; then the next is drawn from those that can run, of all blocks that are resident.  Of
+ * every other block some warps, or groups of four, are slow: they run when no other thread can, so that others come as far ahead of them
+ * as barriers let them.  So whatever order barriers do not force comes about for some seed.  When no thread can run and some have not
+ * ended, the launch fails and says who waits for what.
  *
  * SPDX-License-Identifier: MIT */
 #include "machine.h"
@@ -28,7 +29,7 @@ struct Thread {
     Warp *warp = nullptr;
     Fiber fiber;
     const char *waits_for = nullptr;
-    bool ended = false;
+    bool ended = false, slow = false;
     Copies copies;
     Products products;
     unsigned char seen[32 * 64]; /* what the lanes gave at this one's last meeting */
@@ -73,10 +74,17 @@ struct Grid {
     std::vector<unsigned> order;     /* of blocks */
     size_t next = 0;                 /* in order */
     std::vector<std::unique_ptr<Block>> resident;
-    std::vector<Thread *> ready, at_grid_barrier, at_dependency;
+    std::vector<Thread *> ready, ready_slow, at_grid_barrier, at_dependency;
     size_t live_threads = 0;         /* of resident blocks */
     bool dependency_met = false;
 };
+
+static void make_ready(Thread *t)
+{
+    Grid *g = t->block->grid;
+
+    (t->slow ? g->ready_slow : g->ready).push_back(t);
+}
 
 static Thread *current;
 
@@ -129,7 +137,7 @@ static void release(std::vector<Thread *> &threads)
 {
     for (Thread *t : threads) {
         t->waits_for = nullptr;
-        t->block->grid->ready.push_back(t);
+        make_ready(t);
     }
     threads.clear();
 }
@@ -144,7 +152,7 @@ void wake(Waiters *waiters) { release(*waiters); }
 
 void take_turn()
 {
-    current->block->grid->ready.push_back(current);
+    make_ready(current);
     wait("its turn");
 }
 
@@ -217,7 +225,6 @@ void wait_dependency()
 const unsigned char *meet(unsigned mask, const void *given, size_t size, const char *what)
 {
     Thread *self = current;
-    Block *block = self->block;
     Warp *warp = self->warp;
 
     if (!(mask >> self->lane & 1))
@@ -246,10 +253,10 @@ const unsigned char *meet(unsigned mask, const void *given, size_t size, const c
         std::memcpy(t->seen, m->given, 32 * size);
         if (t != self) {
             t->waits_for = nullptr;
-            block->grid->ready.push_back(t);
+            make_ready(t);
         }
     }
-    block->grid->ready.push_back(self); /* so that the last to come is not always the first to go on */
+    make_ready(self); /* so that the last to come is not always the first to go on */
     wait("its turn");
     return self->seen;
 }
@@ -292,6 +299,7 @@ static void load_block(Grid *g)
         block->transactions.shared = static_cast<char *>(block->shared);
         block->transactions.bytes = l.shared;
     }
+    const uint64_t together = n <= 128 || draw(2) ? 32 : 128, slow = draw(2) ? draw(256) : 0; /* bits: of every eight groups of so many threads */
     for (unsigned i = 0; i < n; i++) {
         std::unique_ptr<Thread> t(new Thread);
         t->place = dim3(i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y);
@@ -299,8 +307,9 @@ static void load_block(Grid *g)
         t->block = block.get();
         t->warp = &block->warps[i / 32];
         t->warp->lanes[i % 32] = t.get();
+        t->slow = slow >> i / together % 8 & 1;
         fiber_create(&t->fiber, thread_entry);
-        g->ready.push_back(t.get());
+        make_ready(t.get());
         block->threads.push_back(std::move(t));
     }
     g->live_threads += n;
@@ -339,15 +348,16 @@ static void run(Grid *g, size_t beside, size_t end)
             load_block(g);
         if (!draw(8))
             land_some_bulk(g, false);
-        if (g->ready.empty()) {
+        std::vector<Thread *> &ready = g->ready.empty() ? g->ready_slow : g->ready;
+        if (ready.empty()) {
             if (!land_some_bulk(g, true))
                 return;
             continue;
         }
-        size_t i = draw(g->ready.size());
-        Thread *t = g->ready[i];
-        g->ready[i] = g->ready.back();
-        g->ready.pop_back();
+        size_t i = draw(ready.size());
+        Thread *t = ready[i];
+        ready[i] = ready.back();
+        ready.pop_back();
         current = t;
         threadIdx = t->place;
         blockIdx = t->block->place;

@@ -7,6 +7,8 @@
 #include "backend.h"
 #include "module.h"
 
+enum { STEPS = DSV2I_MOST_ROWS + 2 }; /* on the card: the one at hand, and those that say no more than how many rows there are */
+
 int dsv2i_cuda_result(struct dsv2i_cuda *be, cudaError_t error)
 {
     if (!error)
@@ -119,11 +121,13 @@ static size_t scratch_bytes(const struct dsv2i_cuda *be, const struct dsv2i_shap
     return dsv2i_cuda_make_plan(be, shape, n_rows > plain ? n_rows : plain).total;
 }
 
+/* With what the context has from the beginning. */
 static size_t op_scratch_bytes(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t n_rows)
 {
     const struct dsv2i_cuda *be = dsv2i_cuda_of(base);
 
-    return scratch_bytes(be, shape, n_rows) + fetched_bytes(be, shape, n_rows);
+    return scratch_bytes(be, shape, n_rows) + fetched_bytes(be, shape, n_rows) + dsv2i_cuda_blas_workspace(be->sm)
+           + STEPS * sizeof *be->step;
 }
 
 static int op_reserve(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t n_rows)
@@ -214,10 +218,9 @@ static const struct dsv2i_ops ops = {
     .sample = dsv2i_cuda_op_sample,
 };
 
-/* The steps that say no more than how many rows there are. */
 static cudaError_t make_steps(struct dsv2i_cuda *be)
 {
-    const size_t n = DSV2I_MOST_ROWS + 2;
+    const size_t n = STEPS;
     struct dsv2i_cuda_step *steps = be->hooks.alloc(be->hooks.user, n * sizeof *steps, 64);
     cudaError_t e;
     void *at = NULL;

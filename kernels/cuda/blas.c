@@ -254,6 +254,11 @@ static struct dsv2i_cuda_result fill(struct dsv2i_cuda_blas *blas)
     return fine;
 }
 
+size_t dsv2i_cuda_blas_workspace(int32_t sm)
+{
+    return (size_t)(sm >= 120 ? 12 : sm >= 90 ? 32 : 4) << 20; /* as the library's manual has it */
+}
+
 struct dsv2i_cuda_result dsv2i_cuda_blas_open(const struct dsv2i_hooks *hooks, int32_t sm, struct dsv2i_cuda_blas **out)
 {
     struct dsv2i_cuda_blas *blas = hooks->alloc(hooks->user, sizeof *blas, _Alignof(struct dsv2i_cuda_blas));
@@ -265,7 +270,7 @@ struct dsv2i_cuda_result dsv2i_cuda_blas_open(const struct dsv2i_hooks *hooks, i
     memset(blas, 0, sizeof *blas);
     blas->hooks = *hooks;
     blas->sm = sm;
-    blas->workspace_bytes = (uint64_t)(sm >= 120 ? 12 : sm >= 90 ? 32 : 4) << 20; /* as the library's manual has it */
+    blas->workspace_bytes = dsv2i_cuda_blas_workspace(sm);
     r = fill(blas);
     if (r.call) {
         dsv2i_cuda_blas_close(blas);

@@ -56,6 +56,9 @@ int dsv2i_cuda_blas_takes(int32_t sm, const struct dsv2i_cuda_product *product);
 
 struct dsv2i_cuda_blas;
 
+/* Bytes on the card that one takes. */
+size_t dsv2i_cuda_blas_workspace(int32_t sm);
+
 /* On the current device, of capability sm.  Host memory is from hooks; cuBLASLt takes its own. */
 struct dsv2i_cuda_result dsv2i_cuda_blas_open(const struct dsv2i_hooks *hooks, int32_t sm, struct dsv2i_cuda_blas **out);
 

@@ -628,6 +628,30 @@ void test_exchange(void **)
 }
 
 #ifdef DSV2I_EMULATED
+/* What inspect foretells is what the card gives, but for 5%. */
+void test_memory(void **)
+{
+    World w(DSV2_BACKEND_CUDA, MODEL, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED);
+    dsv2_session_params p;
+    dsv2_memory foretold, said;
+
+    foretold.struct_size = said.struct_size = sizeof said;
+    dsv2_session_params_init(&p, sizeof p);
+    p.n_ctx = p.n_batch = 64;
+    p.kv_type = DSV2_KV_BF16;
+    must(dsv2_model_inspect(w.ctx, MODEL, nullptr, &p, nullptr, &foretold));
+    dsv2_session_free(w.s);
+    must(dsv2_session_create(w.model, &p, &w.s));
+    must(dsv2_session_memory(w.s, &said));
+    for (int32_t id = 5; id < 8; id++)
+        must(dsv2_session_decode(w.s, id));
+    for (const dsv2_memory &m : {foretold, said}) {
+        const double want = (double)(m.total - m.other), is = (double)emu::bytes_in_use();
+        if (fabs(is / want - 1) > 0.05)
+            fail_msg("%.0f bytes for %.0f", is, want);
+    }
+}
+
 /* Each allocation of the card's or pinned memory fails once: an error says so, all is given back, and the next attempt goes well. */
 void test_no_memory(void **)
 {
@@ -742,7 +766,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_exchange),     cmocka_unit_test(test_bundled_text),
         cmocka_unit_test(test_cancelled_load),
 #ifdef DSV2I_EMULATED
-        cmocka_unit_test(test_no_memory),    cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_memory),       cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_lost),
 #endif
     };
     if (argc > 1 && argv[1][0] == '-')

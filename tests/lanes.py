@@ -23,7 +23,10 @@ from typing import Callable, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "model"
 UBSAN = "print_stacktrace=1:halt_on_error=1"
-SLOW = ("backend_golden", "prefill", "script")  # with a sanitizer: only with --all
+# The emulated card's tests run once, under sanitizers, but for those that take too long with them; and everything both ways with --all.
+EMULATED, EMULATED_LONG = ("emulation", "cuda", "gpu"), ("backend_golden", "prefill", "script")
+SANITIZED_LONG = ("ops", "golden", "alloc", "model", "pool")  # of the others: under sanitizers only with --all
+THREADS = ("threads", "session")                              # what ThreadSanitizer always sees; more of it with --all
 
 
 class Skip(Exception):
@@ -129,32 +132,35 @@ class Runner:
             raise Skip("no clang")
         return self.setup("clang", "-Dbuildtype=debug", compiler="clang")  # for its warnings: nothing of it is run
 
-    def suite(self, name: str) -> Callable[[], Counts]:
-        return lambda: self.meson_test("gcc", "--suite", name)
+    def suite(self, name: str, every: bool) -> Callable[[], Counts]:
+        if every or name not in EMULATED:
+            return lambda: self.meson_test("gcc", "--suite", name)
+        return lambda: self.meson_test("gcc", *(t for t, suite in self.tests("gcc").items() if suite == name and t in EMULATED_LONG))
 
     def sanitizers(self, every: bool) -> Counts:
         built = self.setup("asan", "-Db_sanitize=address,undefined", "-Dbuildtype=debugoptimized")
         if built.failed:
             return built
-        emulated = ("emulation", "cuda", "gpu")  # a stack for each thread of a card; a second for what returned is out of proportion
-        options = {"UBSAN_OPTIONS": UBSAN, "ASAN_OPTIONS": "allocator_may_return_null=1:detect_stack_use_after_return=0"}
-        if not every:  # memory errors hardly depend on what a card does by chance
-            options["DSV2_TEST_SEEDS"] = "1"
-        return (self.meson_test("asan", *(f"--no-suite={s}" for s in emulated), "-t", "10", UBSAN_OPTIONS=UBSAN,
+        tests = self.tests("asan").items()
+        # The emulated card: a stack for each of its threads, and a second for what returned is out of proportion; memory errors hardly
+        # depend on what it does by chance.
+        return (self.meson_test("asan", *(t for t, suite in tests if suite not in EMULATED and (every or t not in SANITIZED_LONG)),
+                                "-t", "10", UBSAN_OPTIONS=UBSAN,
                                 ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=1")
-                + self.meson_test("asan", *(t for t, suite in self.tests("asan").items() if suite in emulated and (every or t not in SLOW)),
-                                  "-t", "20", **options))
+                + self.meson_test("asan", *(t for t, suite in tests if suite in EMULATED and (every or t not in EMULATED_LONG)),
+                                  "-t", "20", UBSAN_OPTIONS=UBSAN, DSV2_TEST_SEEDS="1",
+                                  ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=0"))
 
-    def threads(self, golden: bool = False) -> Counts:
-        """Every test that may start threads; golden by itself, as it takes ten minutes."""
-        built = self.setup("tsan", "-Db_sanitize=thread", "-Dbuildtype=debugoptimized")
+    def threads(self, every: bool) -> Counts:
+        built = self.setup("tsan", "-Db_sanitize=thread", "-Dbuildtype=debugoptimized",
+                           targets=() if every else tuple(f"tests/api/test_{t}" for t in THREADS))
         if built.failed:
             return built
         # Without address randomization: this ThreadSanitizer and newer kernels' layouts do not go together.
         wrapper = ("setarch", os.uname().machine, "-R")
         if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
             raise Skip("setarch -R is not allowed here")
-        tests = [t for t, suite in self.tests("tsan").items() if suite not in ("fuzz", "emulation", "cuda", "gpu") and (t == "golden") == golden]
+        tests = [t for t, suite in self.tests("tsan").items() if t in THREADS or (every and suite not in ("fuzz", *EMULATED))]
         return self.meson_test("tsan", *tests, "-t", "20", wrapper=wrapper, TSAN_OPTIONS="halt_on_error=1:allocator_may_return_null=1")
 
     def nvcc(self, every: bool) -> Counts:
@@ -330,8 +336,9 @@ def main() -> int:
 
     print(f"libdsv2: {'all tests' if args.all else 'tests'}, {run.jobs} cores", flush=True)
     if lane("build (gcc, -Werror)", run.build_gcc, always=True):
-        for suite in dict.fromkeys(run.tests("gcc").values()):
-            lane(f"unit: {suite}", run.suite(suite))
+        tests = run.tests("gcc").items()
+        for suite in dict.fromkeys(suite for t, suite in tests if args.all or suite not in EMULATED or t in EMULATED_LONG):
+            lane(f"unit: {suite}", run.suite(suite, args.all))
         lane("ABI: symbols and types", run.abi)
         lane("install and pkg-config consumer", run.install)
         lane("python bindings", run.python)
@@ -346,11 +353,10 @@ def main() -> int:
     lane("build (clang, -Werror)", run.build_clang)
     lane("kernels for cards (nvcc)", lambda: run.nvcc(args.all))
     lane("ASan and UBSan", lambda: run.sanitizers(args.all))
-    lane("TSan", run.threads)
+    lane("TSan", lambda: run.threads(args.all))
     lane("fuzz", run.fuzz)
     if args.all:
         lane("script for cards (nvcc)", run.gpu_script)
-        lane("TSan: golden", lambda: run.threads(golden=True))
         lane("fuzz coverage", run.fuzz_coverage)
     print(f"{time.monotonic() - start:.0f} s in all")
     for line in skipped_lanes:

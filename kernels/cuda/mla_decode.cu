@@ -469,8 +469,8 @@ static __device__ __forceinline__ void attend(unsigned char *shared, const dsv2i
                         = make_float2(s[m][j][2 * r], s[m][j][2 * r + 1]);
         __syncthreads();
 
-        const int from = thread % lanes * some, seen = visible - i * tokens - from;
-        float *row_score = score + row * score_row;
+        const int again = dsv2i_anew(thread), from = again % lanes * some, seen = visible - i * tokens - from;
+        float *row_score = score + again / lanes * score_row; /* not kept from before the loop: registers are scarce */
         const float max = i == c.begin ? -INFINITY : row_score[of_max];
         float p[some], new_max = max, base, corr;
 #pragma unroll

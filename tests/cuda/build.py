@@ -4,6 +4,7 @@ registers, stack and shared memory.
 
     python3 tests/cuda/build.py FOLDER              # sm_90a
     python3 tests/cuda/build.py FOLDER --all        # every architecture
+    python3 tests/cuda/build.py FOLDER --all --table docs/kernels/resources.md
 
 Uses the nvcc of PATH or of /usr/local/cuda; where there is none, one from PyPI (requirements.txt), installed in FOLDER/nvcc.  Status 77
 when that cannot be had.
@@ -24,6 +25,7 @@ import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 EMULATED = HERE.parent / "emulation" / "include"
@@ -54,26 +56,52 @@ def find_nvcc(folder: Path) -> Path:
     sys.exit(77)
 
 
-def build(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[str]:
-    """Lines 'kernel: what it takes'; raises ValueError with what is wrong."""
+class Kernel(NamedTuple):
+    name: str
+    registers: int
+    stack: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.registers} registers, {self.stack} bytes of stack, no spills"
+
+
+def build(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[Kernel]:
+    """What each kernel takes; raises ValueError with what is wrong."""
     command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "-Werror=all-warnings", ARCHITECTURES[architecture], "-Xptxas=-v", "-c", source,
                "-o", folder / f"{source.stem}.{architecture}.o"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode or "wgmma.mma_async instructions are serialized" in done.stdout:
         raise ValueError(done.stdout)
-    lines = []
+    kernels = []
     for entry in re.split(r"Compiling entry function ", done.stdout)[1:]:
         name = re.match(r"'(\w+)'", entry)[1]
         name = subprocess.run(["c++filt", "-p", name], stdout=subprocess.PIPE, text=True).stdout.strip() if shutil.which("c++filt") else name
         stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry).groups())
-        registers = re.search(r"Used (\d+) registers", entry)[1]
-        what = f"{name}: {registers} registers, {stack} bytes of stack, {stores + loads} bytes of spills"
         if stores or loads or (stack and not any(allowed in name for allowed in STACK_ALLOWED)):
-            raise ValueError(what)
-        lines.append(what)
-    if not lines:
+            raise ValueError(f"{name}: {stack} bytes of stack, {stores + loads} bytes of spills")
+        kernels.append(Kernel(name, int(re.search(r"Used (\d+) registers", entry)[1]), stack))
+    if not kernels:
         raise ValueError(f"no kernel found in what ptxas said of {source.name}")
-    return lines
+    return kernels
+
+
+def table(nvcc: Path, found: dict[tuple[str, str], list[Kernel]]) -> str:
+    """The registers of each kernel by architecture, of its instances the fewest and the most."""
+    release = re.search(r"release ([\d.]+)", subprocess.run([nvcc, "--version"], stdout=subprocess.PIPE, text=True).stdout)[1]
+    lines = ["# Registers", "", f"Of each kernel's instances the fewest and the most, a thread, as nvcc {release} builds them (at the launch: warpgroups of",
+             "`_sm90` kernels then give and take). No kernel spills, and none has a stack but rope_kernel, for angles that are too large for the fast",
+             "way. Kernels that a card lacks the instructions for are empty there. Shared memory is dynamic, and given by the launchers.", "",
+             "Made by `python3 tests/cuda/build.py FOLDER --all --table docs/kernels/resources.md`.", "",
+             f"| kernel | instances | {' | '.join(ARCHITECTURES)} |", "| --- | --- |" + " --- |" * len(ARCHITECTURES)]
+    rows: dict[str, dict[str, list[int]]] = {}
+    for (source, architecture), kernels in found.items():
+        for kernel in kernels:
+            name = f"{source}: {re.sub('<.*', '', kernel.name).split()[-1]}"
+            rows.setdefault(name, {}).setdefault(architecture, []).append(kernel.registers)
+    for name, by in sorted(rows.items()):
+        spans = (f"{min(by[a])} to {max(by[a])}" if min(by[a]) < max(by[a]) else str(by[a][0]) for a in ARCHITECTURES)
+        lines.append(f"| {name} | {len(by['sm_80'])} | {' | '.join(spans)} |")
+    return "\n".join(lines) + "\n"
 
 
 def compile_c(source: Path, include: Path, folder: Path) -> None:
@@ -100,23 +128,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--all", action="store_true", help="every architecture")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="with --all: write what kernels take there")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     nvcc = find_nvcc(args.folder)
     os.environ["PATH"] = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
     failed = count = 0
+    found = {}
     cases = [(s, a) for a in (ARCHITECTURES if args.all else ["sm_90a"]) for s in sorted(KERNELS.glob("*.cu"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         builds = [pool.submit(build, nvcc, source, architecture, args.folder) for source, architecture in cases]
         for (source, architecture), done in zip(cases, builds):
             count += 1
             try:
-                lines = done.result()
+                kernels = found[source.name, architecture] = done.result()
             except ValueError as wrong:
                 failed += 1
                 print(f"not ok {count} - {source.name} for {architecture}\n{wrong}", flush=True)
                 continue
-            print(f"ok {count} - {source.name} for {architecture}", *(f"#   {line}" for line in lines), sep="\n", flush=True)
+            print(f"ok {count} - {source.name} for {architecture}", *(f"#   {kernel}" for kernel in kernels), sep="\n", flush=True)
+    if args.table and not failed:
+        args.table.write_text(table(nvcc, found))
     include = nvcc.resolve().parents[1] / "include"
     for source in [*sorted(KERNELS.glob("*.c")), same_values(args.folder)]:
         count += 1

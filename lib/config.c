@@ -544,7 +544,7 @@ static dsv2_status add_ignored(struct dsv2i_quantization *q, const struct src *s
     q->n_ignored++;
     if (strncmp(to->text, "re:", 3) != 0)
         return DSV2_OK;
-    return dsv2i_regex_compile(q->mem, s->file, path, to->text + 3, strlen(to->text + 3), 0, &to->regex);
+    return dsv2i_regex_compile(q->mem, s->file, path, to->text + 3, strlen(to->text + 3), DSV2I_REGEX_SHORT, &to->regex);
 }
 
 static dsv2_status read_ignored(struct dsv2i_quantization *q, const struct src *s, const char *key)

@@ -375,8 +375,6 @@ static dsv2_status compile(struct dsv2i_regex *re, const struct translation *t)
         return dsv2i_fail(DSV2_ERR_NOMEM, "%s: %s: no memory for the regular expression", t->file, t->path);
     pcre2_set_match_limit(re->match, MATCH_LIMIT);
     pcre2_set_heap_limit(re->match, HEAP_LIMIT);
-    /* Where there is no JIT (an architecture, a system that forbids writable code) the interpreter does the same, slower. */
-    pcre2_jit_compile(re->code, PCRE2_JIT_COMPLETE);
     return DSV2_OK;
 }
 
@@ -402,7 +400,11 @@ static dsv2_status build(struct dsv2i_regex *re, struct translation *t, uint32_t
     if (!t->out)
         return dsv2i_fail(DSV2_ERR_NOMEM, "%s: %s: no memory for a pattern", t->file, t->path);
     DSV2I_TRY(translate(t));
-    return compile(re, t);
+    DSV2I_TRY(compile(re, t));
+    /* Where there is no JIT (an architecture, a system that forbids writable code) the interpreter does the same, slower. */
+    if (!(flags & DSV2I_REGEX_SHORT))
+        pcre2_jit_compile(re->code, PCRE2_JIT_COMPLETE);
+    return DSV2_OK;
 }
 
 dsv2_status dsv2i_regex_compile(const struct dsv2i_hooks *mem, const char *file, const char *path, const char *pattern,

@@ -10,6 +10,7 @@ struct dsv2i_regex;
 
 #define DSV2I_REGEX_LITERAL 1u /* the pattern is plain text */
 #define DSV2I_REGEX_GENERAL 2u /* always through PCRE2, also where there is linear code: what tests compare with */
+#define DSV2I_REGEX_SHORT 4u   /* for a few short texts: not worth machine code */
 
 /* file and path are for messages.  Errors: UNSUPPORTED names what in the pattern would not mean the same in PCRE2; FORMAT, NOMEM. */
 dsv2_status dsv2i_regex_compile(const struct dsv2i_hooks *mem, const char *file, const char *path, const char *pattern,

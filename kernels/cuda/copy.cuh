@@ -14,6 +14,12 @@
 
 #include "device.cuh"
 
+/* A panel in shared memory: rows of 64 elements of 2 bytes, which ldmatrix reads without conflicts, and wgmma as swizzled by 128 bytes. */
+enum { DSV2I_PANEL = 64 };
+
+/* Where unit u (16 bytes) of row r lies in it, in elements.  Unit u + 2 i of the row, u at most 1, lies at that ^ 16 i. */
+__device__ __forceinline__ int dsv2i_panel_unit(int r, int u) { return r * DSV2I_PANEL + (u ^ (r & 7)) * 8; }
+
 #ifdef __CUDACC__
 
 /* An address in shared memory as PTX has it. */
@@ -89,5 +95,13 @@ __device__ __forceinline__ void dsv2i_copy_bulk(void *to, const void *from, int 
 #else
 #include "copy_emulated.h"
 #endif
+
+/* For the warp, when all its lanes are done. */
+__device__ __forceinline__ void dsv2i_mbarrier_arrive_warp(uint64_t *barrier)
+{
+    __syncwarp();
+    if (dsv2i_lane() == 0)
+        dsv2i_mbarrier_arrive(barrier);
+}
 
 #endif

@@ -12,7 +12,7 @@
  *     first    scores 1 | values 0    softmax 1, P 1         scores 2 | values 1
  *     second   values 0               wait for P 1           values 1
  *
- * Everything in shared memory is panels of 64 rows of 64 elements, 8 KB each, their units of 16 bytes swizzled (dsv2i_mla_unit):
+ * Everything in shared memory is panels (copy.cuh) of 64 rows, 8 KB each:
  *     queries    9 panels     keys    2 times 9     P    1
  * Scales, if the records have any, meet the scores and P, so keys are codes: exact (6BIT: levels rounded to bf16).
  *
@@ -64,15 +64,7 @@ static __device__ __forceinline__ memory memory_of(unsigned char *shared)
 /* Unit u (16 bytes) of row r of a panel. */
 static __device__ __forceinline__ unsigned char *unit(unsigned char *panel, int r, int u)
 {
-    return panel + r * 128 + (u ^ (r & 7)) * 16;
-}
-
-/* For the warp, when all its lanes are done. */
-static __device__ __forceinline__ void arrive(uint64_t *barrier, int lane)
-{
-    __syncwarp();
-    if (lane == 0)
-        dsv2i_mbarrier_arrive(barrier);
+    return panel + 2 * dsv2i_panel_unit(r, u);
 }
 
 /* ---- the warpgroup that loads -------------------------------------------------------------------------------------------------------- */
@@ -306,7 +298,7 @@ static __device__ __forceinline__ void score_piece(const memory &m, const dsv2i_
         dsv2i_wgmma_commit();
         dsv2i_wgmma_wait<0>(d, s); /* not <1>(d): ptxas (nvcc 13) loses track, and would wait for each product */
         if (i > c.begin)
-            arrive(&m.empty[(n - 1) % 2 * 2], lane); /* its values are done with */
+            dsv2i_mbarrier_arrive_warp(&m.empty[(n - 1) % 2 * 2]); /* its values are done with */
         dsv2i_mbarrier_wait(&m.full[n % 2 * 2 + 1], n / 2 % 2);
         dsv2i_wgmma_fence();
 #pragma unroll
@@ -394,7 +386,7 @@ static __device__ __forceinline__ void score_piece(const memory &m, const dsv2i_
         dsv2i_wgmma_commit();
     }
     dsv2i_wgmma_wait<0>(d);
-    arrive(&m.empty[(n - 1) % 2 * 2], lane);
+    dsv2i_mbarrier_arrive_warp(&m.empty[(n - 1) % 2 * 2]);
 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -430,8 +422,8 @@ static __device__ __forceinline__ void value_piece(const memory &m, const dsv2i_
             dsv2i_wgmma_bf16<true>(d, p_at + (uint64_t)(2 * k), v_at + (uint64_t)((n % 2 * key_bytes + k * 16 * 128) / 16), true);
         dsv2i_wgmma_commit();
         dsv2i_wgmma_wait<0>(d);
-        arrive(m.weights_empty, lane);
-        arrive(&m.empty[n % 2 * 2 + 1], lane);
+        dsv2i_mbarrier_arrive_warp(m.weights_empty);
+        dsv2i_mbarrier_arrive_warp(&m.empty[n % 2 * 2 + 1]);
     }
     dsv2i_named_barrier(SUMS_HERE, 2 * group);
     write_values(d, m, c, o, partial, 1, thread);

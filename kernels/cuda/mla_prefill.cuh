@@ -25,7 +25,6 @@ enum { DSV2I_PREFILL_NOPE = 128, DSV2I_PREFILL_ROPE = 64, DSV2I_PREFILL_V = 128,
 
 enum {
     DSV2I_PREFILL_BLOCK = 128,                                               /* positions; rows of a tile */
-    DSV2I_PANEL = 64,                                                        /* elements in its row */
     DSV2I_LATENT_PANELS = DSV2I_PREFILL_RANK / DSV2I_PANEL,
     DSV2I_HEAD_PANELS = (DSV2I_PREFILL_NOPE + DSV2I_PREFILL_V) / DSV2I_PANEL,
     DSV2I_PANEL_TILE = DSV2I_PREFILL_BLOCK * DSV2I_PANEL * 2,                /* bytes of its 128 rows */
@@ -45,9 +44,6 @@ struct dsv2i_prefill_part {
     int begin;       /* where it begins in the context */
     int at;
 };
-
-/* Where unit u (16 bytes) of row r lies in a panel, in elements.  Unit u + 2 i of the row, u at most 1, lies at that ^ 16 i. */
-__device__ __forceinline__ int dsv2i_panel_unit(int r, int u) { return r * DSV2I_PANEL + (u ^ r % 8) * 8; }
 
 /* Step k of the product that expands, by a block: 128 rows of panel k of latents and, behind them, of columns 64 k .. of kv_b. */
 template <int threads>

@@ -153,11 +153,6 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
             dsv2i_wgmma_bf16<true>(d, p[k], v_at + (uint64_t)((i % stages * v_bytes + k * 16 * DSV2I_PANEL * 2) / 16), true);
         dsv2i_wgmma_commit();
     };
-    auto arrive = [&](uint64_t *empty) { /* for the warp, when all its lanes have waited */
-        __syncwarp();
-        if (lane == 0)
-            dsv2i_mbarrier_arrive(empty);
-    };
     auto softmax = [&](int i) {
         const int key = work.from + i * keys;
 
@@ -203,7 +198,7 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
     if (n > 0) {
         scores(0);
         dsv2i_wgmma_wait<0>(s);
-        arrive(&k_empty[0]);
+        dsv2i_mbarrier_arrive_warp(&k_empty[0]);
         softmax(0);
         rescale();
         round_weights();
@@ -211,10 +206,10 @@ attend_sm90_kernel(const dsv2i_cuda_step *step, float *o, uint16_t *o_bf16, cons
             scores(i);
             values(i - 1);
             dsv2i_wgmma_wait<1>(s);
-            arrive(&k_empty[i % stages]);
+            dsv2i_mbarrier_arrive_warp(&k_empty[i % stages]);
             softmax(i);
             dsv2i_wgmma_wait<0>(d);
-            arrive(&v_empty[(i - 1) % stages]);
+            dsv2i_mbarrier_arrive_warp(&v_empty[(i - 1) % stages]);
             rescale();
             round_weights();
         }

@@ -19,7 +19,10 @@ static const char help[] =
 static dsv2_status append_turn(dsv2_model *model, dsv2_session *session, const char *system, const char *user, size_t n_user,
                                int32_t bos, int32_t last_eos)
 {
-    dsv2_chat_message messages[] = {{"system", system, system ? strlen(system) : 0}, {"user", user, n_user}};
+    dsv2_chat_message messages[] = {
+        {.role = "system", .content = system, .n_content = system ? strlen(system) : 0},
+        {.role = "user", .content = user, .n_content = n_user},
+    };
     size_t first = system ? 0 : 1, n;
     int32_t *ids = tokenize_chat(model, messages + first, 2 - first, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, &n);
     int32_t *new_ids = ids;

@@ -93,7 +93,10 @@ int main(int argc, char **argv)
     int32_t *ids;
 
     if (chat) {
-        dsv2_chat_message messages[] = {{"system", system, system ? strlen(system) : 0}, {"user", prompt, n_text}};
+        dsv2_chat_message messages[] = {
+            {.role = "system", .content = system, .n_content = system ? strlen(system) : 0},
+            {.role = "user", .content = prompt, .n_content = n_text},
+        };
         size_t first = system ? 0 : 1; /* no system message: begin with the user's */
 
         ids = tokenize_chat(model, messages + first, 2 - first, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, &n_ids);

@@ -295,19 +295,32 @@ DSV2_API void dsv2_text_free(dsv2_text *text);
 #define DSV2_CHAT_V25 2  /* V2.5: <User>...<Assistant> marker tokens */
 #define DSV2_CHAT_UNKNOWN 3 /* there is one, but none that this library knows: render it yourself and tokenize the text */
 
+/* A tool that the assistant called: an element of HF's "tool_calls".  NUL-terminated, UTF-8, none of them NULL. */
+typedef struct dsv2_tool_call {
+    const char *type;       /* "function" */
+    const char *name;       /* function.name */
+    const char *arguments;  /* function.arguments: the JSON as the assistant wrote it */
+} dsv2_tool_call;
+
 typedef struct dsv2_chat_message {
     const char *role;       /* "system", "user", "assistant", or another: see the template; NUL-terminated */
-    const char *content;
+    const char *content;    /* NULL: empty, or in a message with tool calls HF's None */
     size_t n_content;
+    const dsv2_tool_call *tool_calls;   /* n_tool_calls of them; NULL: none */
+    size_t n_tool_calls;
+    size_t tool_call_size;  /* sizeof(dsv2_tool_call) */
 } dsv2_chat_message;
 
 #define DSV2_CHAT_GENERATE 1u   /* end with the prompt for the assistant's turn (add_generation_prompt) */
-#define DSV2_CHAT_NO_MARKERS 2u /* only for dsv2_chat_tokenize: added tokens are recognised in the template's own text, never in contents */
+/* Only for dsv2_chat_tokenize: added tokens are recognised in the template's own text, never in contents or tool calls. */
+#define DSV2_CHAT_NO_MARKERS 2u
 
 /* Render messages (n of them, each message_size = sizeof(dsv2_chat_message) bytes apart) byte for byte as the checkpoint's
  * chat_template does.  The text begins with the BOS marker: tokenize it without DSV2_TOKENIZE_BOS.
- * V2.5: messages of the role "tool" are rendered; an assistant's tool calls have no place in a message (docs/architecture.md).
- * Errors: UNSUPPORTED (no template, an unknown one, V2.5 and an assistant's content is NULL), UTF8, BUFFER. */
+ * V2.5 renders the results of tools (role "tool") and an assistant's tool calls, these only where content is NULL, as its template does;
+ * V2 has neither.
+ * Errors: UNSUPPORTED (no template, an unknown one, V2 and an assistant's message of tool calls only), INVALID (V2.5 and an assistant's
+ * message with neither content nor tool calls), UTF8, BUFFER. */
 DSV2_API dsv2_status dsv2_chat_apply(const dsv2_model *model, const dsv2_chat_message *messages, size_t message_size,
                                      size_t n_messages, uint32_t flags, char *text, size_t capacity, size_t *n);
 

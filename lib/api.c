@@ -256,15 +256,31 @@ void dsv2_text_free(dsv2_text *text)
 
 /* ---- Chat */
 
+static dsv2_status check_calls(const char *function, const dsv2_chat_message *m, size_t of)
+{
+    DSV2I_TRY(check_element(function, m->tool_call_size, sizeof *m->tool_calls));
+    for (size_t i = 0; i < m->n_tool_calls; i++) {
+        const dsv2_tool_call *call = dsv2i_chat_call_at(m, i);
+
+        if (!call->type || !call->name || !call->arguments)
+            return dsv2i_fail(DSV2_ERR_INVALID, "%s: messages[%zu].tool_calls[%zu].%s is NULL", function, of, i,
+                              !call->type ? "type" : !call->name ? "name" : "arguments");
+    }
+    return DSV2_OK;
+}
+
 static dsv2_status check_messages(const char *function, const dsv2_chat_message *messages, size_t message_size,
                                   size_t n_messages)
 {
-    DSV2I_TRY(check_element(function, message_size, sizeof *messages));
+    DSV2I_TRY(check_element(function, message_size, DSV2I_CHAT_MESSAGE_AT_LEAST));
     for (size_t i = 0; i < n_messages; i++) {
-        const dsv2_chat_message *m = (const void *)((const char *)messages + i * message_size);
+        dsv2_chat_message m = dsv2i_chat_message_at(messages, message_size, i);
+        const char *null = !m.role ? "role" : !m.content && m.n_content ? "content" : !m.tool_calls && m.n_tool_calls ? "tool_calls" : NULL;
 
-        if (!m->role || (!m->content && m->n_content))
-            return dsv2i_fail(DSV2_ERR_INVALID, "%s: messages[%zu].%s is NULL", function, i, m->role ? "content" : "role");
+        if (null)
+            return dsv2i_fail(DSV2_ERR_INVALID, "%s: messages[%zu].%s is NULL", function, i, null);
+        if (m.n_tool_calls)
+            DSV2I_TRY(check_calls(function, &m, i));
     }
     return DSV2_OK;
 }

@@ -7,6 +7,7 @@
  * been applied as Transformers sets them (trim_blocks and lstrip_blocks).  Anything else in a template makes it unknown. */
 #include "chat.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "encode.h"
@@ -29,10 +30,13 @@ static const char v2_template[] =
     "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 
+#define EOS "<｜end▁of▁sentence｜>"
 #define CALL_BEGIN "<｜tool▁call▁begin｜>"
+#define CALL_SEP "<｜tool▁sep｜>"
+#define CALL_END "<｜tool▁call▁end｜>"
 #define CALL_TAIL \
-    " + tool['type'] + '<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments']" \
-    " + '\\n' + '```' + '<｜tool▁call▁end｜>'"
+    " + tool['type'] + '" CALL_SEP "' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments']" \
+    " + '\\n' + '```' + '" CALL_END "'"
 
 /* V2.5, and the first form of V3. */
 static const char v25_template[] =
@@ -358,14 +362,32 @@ struct output {
 
 struct conversation {
     const struct dsv2i_chat *chat;
-    const char *messages;
+    const dsv2_chat_message *messages;
     size_t message_size, n;
     uint32_t flags;
 };
 
-static const dsv2_chat_message *message_at(const struct conversation *v, size_t i)
+dsv2_chat_message dsv2i_chat_message_at(const dsv2_chat_message *messages, size_t message_size, size_t i)
 {
-    return (const dsv2_chat_message *)(const void *)(v->messages + i * v->message_size);
+    dsv2_chat_message m = {.role = NULL};
+
+    memcpy(&m, (const char *)messages + i * message_size, message_size < sizeof m ? message_size : sizeof m);
+    return m;
+}
+
+const dsv2_tool_call *dsv2i_chat_call_at(const dsv2_chat_message *m, size_t i)
+{
+    return (const void *)((const char *)m->tool_calls + i * m->tool_call_size);
+}
+
+static dsv2_chat_message message_at(const struct conversation *v, size_t i)
+{
+    return dsv2i_chat_message_at(v->messages, v->message_size, i);
+}
+
+static int is_role(const dsv2_chat_message *m, const char *role)
+{
+    return !strcmp(m->role, role);
 }
 
 static void put(struct output *o, const char *text, size_t n)
@@ -380,29 +402,47 @@ static void put_string(struct output *o, const char *text)
     put(o, text, strlen(text));
 }
 
+/* What is not the template's own. */
+static void put_given(struct output *o, const char *text, size_t n)
+{
+    if (o->ranges && n)
+        o->ranges[o->n_ranges] = (struct dsv2i_range_of_text){o->n, o->n + n};
+    o->n_ranges += n > 0;
+    put(o, text, n);
+}
+
 static void put_content(struct output *o, const dsv2_chat_message *m)
 {
-    if (o->ranges && m->n_content)
-        o->ranges[o->n_ranges++] = (struct dsv2i_range_of_text){o->n, o->n + m->n_content};
-    put(o, m->content, m->n_content);
+    put_given(o, m->content, m->n_content);
+}
+
+static void put_call(struct output *o, const dsv2_tool_call *call)
+{
+    put_string(o, CALL_BEGIN);
+    put_given(o, call->type, strlen(call->type));
+    put_string(o, CALL_SEP);
+    put_given(o, call->name, strlen(call->name));
+    put_string(o, "\n```json\n");
+    put_given(o, call->arguments, strlen(call->arguments));
+    put_string(o, "\n```" CALL_END);
 }
 
 static void render_v2(const struct conversation *v, struct output *o)
 {
     put_string(o, v->chat->bos);
     for (size_t i = 0; i < v->n; i++) {
-        const dsv2_chat_message *m = message_at(v, i);
+        dsv2_chat_message m = message_at(v, i);
 
-        if (!strcmp(m->role, "user")) {
+        if (is_role(&m, "user")) {
             put_string(o, "User: ");
-            put_content(o, m);
+            put_content(o, &m);
             put_string(o, "\n\n");
-        } else if (!strcmp(m->role, "assistant")) {
+        } else if (is_role(&m, "assistant")) {
             put_string(o, "Assistant: ");
-            put_content(o, m);
+            put_content(o, &m);
             put_string(o, v->chat->eos);
-        } else if (!strcmp(m->role, "system")) {
-            put_content(o, m);
+        } else if (is_role(&m, "system")) {
+            put_content(o, &m);
             put_string(o, "\n\n");
         }
     }
@@ -410,36 +450,48 @@ static void render_v2(const struct conversation *v, struct output *o)
         put_string(o, "Assistant:");
 }
 
-/* The system message is hoisted, the last one wins; "first output" is remembered for the whole conversation, as in the template. */
+/* The system message is hoisted, the last one wins.  "First call" and "first output" are remembered for the whole conversation, and only
+ * calls behind the first are closed, all as in the template; so is EOS, which is written out there, whatever eos_token is. */
 static void render_v25(const struct conversation *v, struct output *o)
 {
-    const dsv2_chat_message *system = NULL;
-    int is_tool = 0, is_output_first = 1;
+    dsv2_chat_message system = {.role = NULL};
+    int is_first_call = 1, is_first_output = 1, is_tool = 0;
 
-    for (size_t i = 0; i < v->n; i++)
-        if (!strcmp(message_at(v, i)->role, "system"))
-            system = message_at(v, i);
-    put_string(o, v->chat->bos);
-    if (system)
-        put_content(o, system);
     for (size_t i = 0; i < v->n; i++) {
-        const dsv2_chat_message *m = message_at(v, i);
+        dsv2_chat_message m = message_at(v, i);
 
-        if (!strcmp(m->role, "user")) {
+        if (is_role(&m, "system"))
+            system = m;
+    }
+    put_string(o, v->chat->bos);
+    put_content(o, &system);
+    for (size_t i = 0; i < v->n; i++) {
+        dsv2_chat_message m = message_at(v, i);
+
+        if (is_role(&m, "user")) {
             is_tool = 0;
             put_string(o, "<｜User｜>");
-            put_content(o, m);
-        } else if (!strcmp(m->role, "assistant")) {
+            put_content(o, &m);
+        } else if (is_role(&m, "assistant") && !m.content) {
+            is_tool = 0;
+            for (size_t j = 0; j < m.n_tool_calls; j++) {
+                put_string(o, is_first_call ? "<｜Assistant｜><｜tool▁calls▁begin｜>" : "\n");
+                put_call(o, dsv2i_chat_call_at(&m, j));
+                if (!is_first_call)
+                    put_string(o, "<｜tool▁calls▁end｜>" EOS);
+                is_first_call = 0;
+            }
+        } else if (is_role(&m, "assistant")) {
             put_string(o, is_tool ? "<｜tool▁outputs▁end｜>" : "<｜Assistant｜>");
             is_tool = 0;
-            put_content(o, m);
-            put_string(o, "<｜end▁of▁sentence｜>"); /* written out in the template, whatever eos_token is */
-        } else if (!strcmp(m->role, "tool")) {
+            put_content(o, &m);
+            put_string(o, EOS);
+        } else if (is_role(&m, "tool")) {
             is_tool = 1;
-            put_string(o, is_output_first ? "<｜tool▁outputs▁begin｜>" : "\n");
-            is_output_first = 0;
+            put_string(o, is_first_output ? "<｜tool▁outputs▁begin｜>" : "\n");
+            is_first_output = 0;
             put_string(o, "<｜tool▁output▁begin｜>");
-            put_content(o, m);
+            put_content(o, &m);
             put_string(o, "<｜tool▁output▁end｜>");
         }
     }
@@ -457,6 +509,34 @@ static void render(const struct conversation *v, struct output *o)
         render_v25(v, o);
 }
 
+/* A text of a message; its bytes are added to total. */
+static dsv2_status check_text(const char *text, size_t n, const char *field, size_t *total)
+{
+    size_t valid;
+
+    if (n > SIZE_MAX / 4 - *total)
+        return dsv2i_fail(DSV2_ERR_LIMIT, "%s: %zu bytes: the conversation is too long", field, n);
+    *total += n;
+    valid = dsv2i_utf8_valid(text, n);
+    return valid == n ? DSV2_OK : dsv2i_fail(DSV2_ERR_UTF8, "%s: is not UTF-8 at byte %zu (0x%02X)", field, valid, (unsigned char)text[valid]);
+}
+
+static dsv2_status check_calls(const dsv2_chat_message *m, size_t of, size_t *total)
+{
+    for (size_t i = 0; i < m->n_tool_calls; i++) {
+        const dsv2_tool_call *call = dsv2i_chat_call_at(m, i);
+        const char *const texts[] = {call->type, call->name, call->arguments}, *const names[] = {"type", "name", "arguments"};
+
+        for (int j = 0; j < 3; j++) {
+            char field[96];
+
+            snprintf(field, sizeof field, "messages[%zu].tool_calls[%zu].%s", of, i, names[j]);
+            DSV2I_TRY(check_text(texts[j], strlen(texts[j]), field, total));
+        }
+    }
+    return DSV2_OK;
+}
+
 static dsv2_status check(const struct conversation *v)
 {
     size_t total = 0;
@@ -467,20 +547,17 @@ static dsv2_status check(const struct conversation *v)
         return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: chat_template: it is none of those that this library knows; "
                                                 "render it yourself and tokenize the text", v->chat->file);
     for (size_t i = 0; i < v->n; i++) {
-        const dsv2_chat_message *m = message_at(v, i);
-        size_t valid;
+        dsv2_chat_message m = message_at(v, i);
+        int has_content = m.content || !is_role(&m, "assistant");
+        char field[64];
 
-        /* None in Jinja: the template renders the message's tool_calls instead */
-        if (v->chat->kind == DSV2_CHAT_V25 && !m->content && !strcmp(m->role, "assistant"))
-            return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "messages[%zu].content: is NULL, which stands for tool calls here, and a message "
-                                                    "cannot hold them; render the text yourself and tokenize it", i);
-        if (m->n_content > SIZE_MAX / 4 - total)
-            return dsv2i_fail(DSV2_ERR_LIMIT, "messages[%zu].n_content: %zu: the conversation is too long", i, m->n_content);
-        total += m->n_content;
-        valid = dsv2i_utf8_valid(m->content, m->n_content);
-        if (valid < m->n_content)
-            return dsv2i_fail(DSV2_ERR_UTF8, "messages[%zu].content: is not UTF-8 at byte %zu (0x%02X)", i, valid,
-                              (unsigned char)m->content[valid]);
+        if (v->chat->kind == DSV2_CHAT_V2 && !has_content && m.n_tool_calls)
+            return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "messages[%zu].tool_calls: the checkpoint's template has no place for them", i);
+        if (v->chat->kind == DSV2_CHAT_V25 && !has_content && !m.n_tool_calls)
+            return dsv2i_fail(DSV2_ERR_INVALID, "messages[%zu].content: is NULL, and there are no tool_calls", i);
+        snprintf(field, sizeof field, "messages[%zu].content", i);
+        DSV2I_TRY(check_text(m.content, m.n_content, field, &total));
+        DSV2I_TRY(check_calls(&m, i, &total));
     }
     return DSV2_OK;
 }
@@ -488,7 +565,7 @@ static dsv2_status check(const struct conversation *v)
 dsv2_status dsv2i_chat_apply(const struct dsv2i_chat *c, const dsv2_chat_message *messages, size_t message_size,
                              size_t n_messages, uint32_t flags, char *text, size_t capacity, size_t *n)
 {
-    struct conversation v = {c, (const char *)messages, message_size, n_messages, flags};
+    struct conversation v = {c, messages, message_size, n_messages, flags};
     struct output count = {.text = NULL}, write = {.text = text, .capacity = capacity};
 
     DSV2I_TRY(check(&v));
@@ -504,16 +581,16 @@ dsv2_status dsv2i_chat_tokenize(const struct dsv2i_chat *c, const struct dsv2i_t
                                 const dsv2_chat_message *messages, size_t message_size, size_t n_messages, uint32_t flags,
                                 int32_t *ids, size_t capacity, size_t *n)
 {
-    struct conversation v = {c, (const char *)messages, message_size, n_messages, flags};
-    struct output o = {.text = NULL};
+    struct conversation v = {c, messages, message_size, n_messages, flags};
+    struct output count = {.text = NULL}, o;
     struct dsv2i_guard guard;
     dsv2_status status;
 
     DSV2I_TRY(check(&v));
-    render(&v, &o);
-    o = (struct output){.capacity = o.n};
-    o.text = dsv2i_alloc(c->mem, o.capacity, 1);
-    o.ranges = dsv2i_alloc(c->mem, n_messages, sizeof *o.ranges);
+    render(&v, &count);
+    o = (struct output){.capacity = count.n};
+    o.text = dsv2i_alloc(c->mem, count.n, 1);
+    o.ranges = dsv2i_alloc(c->mem, count.n_ranges, sizeof *o.ranges);
     if (o.text && o.ranges) {
         render(&v, &o);
         guard = (struct dsv2i_guard){o.ranges, flags & DSV2_CHAT_NO_MARKERS ? o.n_ranges : 0};

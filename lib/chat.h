@@ -3,6 +3,8 @@
 #ifndef DSV2I_CHAT_H
 #define DSV2I_CHAT_H
 
+#include <stddef.h>
+
 #include "tokenizer.h"
 
 struct dsv2i_chat;
@@ -14,6 +16,10 @@ dsv2_status dsv2i_chat_parse(const struct dsv2i_hooks *mem, const char *file, co
 dsv2_status dsv2i_chat_override(struct dsv2i_chat *c, const char *file, const char *text, size_t n);
 void dsv2i_chat_free(struct dsv2i_chat *c);
 int32_t dsv2i_chat_kind(const struct dsv2i_chat *c); /* DSV2_CHAT_* */
+/* A caller's message; fields that an older caller lacks are zero.  message_size is at least DSV2I_CHAT_MESSAGE_AT_LEAST. */
+#define DSV2I_CHAT_MESSAGE_AT_LEAST offsetof(dsv2_chat_message, tool_calls) /* as it was at first */
+dsv2_chat_message dsv2i_chat_message_at(const dsv2_chat_message *messages, size_t message_size, size_t i);
+const dsv2_tool_call *dsv2i_chat_call_at(const dsv2_chat_message *m, size_t i);
 dsv2_status dsv2i_chat_apply(const struct dsv2i_chat *c, const dsv2_chat_message *messages, size_t message_size,
                              size_t n_messages, uint32_t flags, char *text, size_t capacity, size_t *n);
 dsv2_status dsv2i_chat_tokenize(const struct dsv2i_chat *c, const struct dsv2i_tokenizer *t,

@@ -21,6 +21,11 @@ void expect_at(dsv2_status got, dsv2_status wanted, const char *text, const char
     }
 }
 
+dsv2_chat_message say(const char *role, const char *content)
+{
+    return (dsv2_chat_message){.role = role, .content = content, .n_content = strlen(content)};
+}
+
 uint32_t random_u32(uint64_t *state)
 {
     uint64_t z = *state += 0x9E3779B97F4A7C15u; /* splitmix64 */

@@ -34,6 +34,8 @@ void expect_at(dsv2_status got, dsv2_status wanted, const char *text, const char
 #define must(call) expect_at(call, DSV2_OK, NULL, #call, __FILE__, __LINE__)
 #define expect(call, status, text) expect_at(call, status, text, #call, __FILE__, __LINE__)
 
+dsv2_chat_message say(const char *role, const char *content);
+
 /* Numbers from a seed, the same everywhere. */
 uint32_t random_u32(uint64_t *state);
 double random_unit(uint64_t *state); /* [0, 1) */

@@ -192,7 +192,7 @@ static dsv2_status inspect(dsv2_context *ctx, struct checkpoint *c, dsv2_memory 
 static void texts(dsv2_model *m, struct result *r)
 {
     static const char *stop[] = {"zzz", "the end"};
-    dsv2_chat_message message = {"user", "the cat", 7};
+    dsv2_chat_message message = say("user", "the cat");
     dsv2_text_params tp;
     dsv2_text *text;
     int32_t ids[64], n_pushed = 0;

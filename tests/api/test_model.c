@@ -57,8 +57,8 @@ static void round_trip(void **state)
 
 static void chat(void **state)
 {
-    dsv2_chat_message m[] = {{"system", "Answer in capitals.", 19}, {"user", "What is the sum of 12 and 30?", 29},
-                             {"assistant", "42", 2}, {"user", "Thanks!", 7}};
+    dsv2_chat_message m[] = {say("system", "Answer in capitals."), say("user", "What is the sum of 12 and 30?"),
+                             say("assistant", "42"), say("user", "Thanks!")};
     char text[1024];
     int32_t ids[512], again[512];
     size_t n, n_text, n_again;
@@ -86,7 +86,7 @@ static void chat(void **state)
 
 static size_t prompt(int32_t *ids, size_t capacity)
 {
-    dsv2_chat_message m = {"user", "Tell me a story about a lighthouse, a storm and a boat that came home at last.", 78};
+    dsv2_chat_message m = say("user", "Tell me a story about a lighthouse, a storm and a boat that came home at last.");
     size_t n;
 
     m.n_content = strlen(m.content);

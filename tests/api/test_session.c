@@ -692,7 +692,9 @@ static void nulls(void **state)
     dsv2_memory memory = {.struct_size = sizeof memory};
     dsv2_token_score score;
     dsv2_logprob lp;
-    dsv2_chat_message message = {"user", "hi", 2}, no_role = {NULL, "hi", 2}, no_content = {"user", NULL, 2};
+    dsv2_chat_message message = say("user", "hi"), no_role = say(NULL, "hi"), no_content = {.role = "user", .n_content = 2};
+    dsv2_tool_call call = {"function", NULL, "{}"};
+    dsv2_chat_message no_calls = {.role = "assistant", .n_tool_calls = 1, .tool_call_size = sizeof call};
     dsv2_text_params tp;
     const float *logits;
     const char *bytes;
@@ -773,6 +775,12 @@ static void nulls(void **state)
     INVALID(dsv2_chat_apply(model, &message, sizeof message, 1, 2, buf, sizeof buf, &n));
     INVALID(dsv2_chat_apply(model, &no_role, sizeof message, 1, 0, buf, sizeof buf, &n));
     INVALID(dsv2_chat_apply(model, &no_content, sizeof message, 1, 0, buf, sizeof buf, &n));
+    expect(dsv2_chat_apply(model, &no_calls, sizeof message, 1, 0, buf, sizeof buf, &n), DSV2_ERR_INVALID, "messages[0].tool_calls is NULL");
+    no_calls.tool_calls = &call;
+    expect(dsv2_chat_apply(model, &no_calls, sizeof message, 1, 0, buf, sizeof buf, &n), DSV2_ERR_INVALID,
+           "messages[0].tool_calls[0].name is NULL");
+    no_calls.tool_call_size = 8;
+    expect(dsv2_chat_apply(model, &no_calls, sizeof message, 1, 0, buf, sizeof buf, &n), DSV2_ERR_INVALID, "size of an element");
     INVALID(dsv2_chat_tokenize(NULL, &message, sizeof message, 1, 0, ids, 64, &n));
     INVALID(dsv2_chat_tokenize(model, NULL, sizeof message, 1, 0, ids, 64, &n));
     INVALID(dsv2_chat_tokenize(model, &message, 8, 1, 0, ids, 64, &n));
@@ -829,7 +837,7 @@ static void wrong_state(void **state)
 {
     dsv2_session *s = plain_session(0);
     dsv2_model *bare = open_model(ctx, "spec-a");
-    dsv2_chat_message message = {"user", "hi", 2};
+    dsv2_chat_message message = say("user", "hi");
     dsv2_text *text = (void *)&s;
     dsv2_logprob lp;
     const float *logits;
@@ -860,7 +868,7 @@ static void wrong_state(void **state)
 static void buffers(void **state)
 {
     static const char text[] = "the cat <s> sat";
-    dsv2_chat_message messages[2] = {{"system", "be brief", 8}, {"user", "hi", 2}};
+    dsv2_chat_message messages[2] = {say("system", "be brief"), say("user", "hi")};
     size_t n, again;
 
 #define CONTRACT(type, call) \

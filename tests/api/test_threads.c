@@ -92,7 +92,7 @@ static void *words(void *user)
 
     for (int round = 0; round < ROUNDS; round++) {
         int n_text = snprintf(text, sizeof text, "the other cat sat %d times </s> on mat %d,\n\n  then the end", round, j->index);
-        dsv2_chat_message m[] = {{"system", text, (size_t)n_text}, {"user", "the cat </s>", 12}};
+        dsv2_chat_message m[] = {{.role = "system", .content = text, .n_content = (size_t)n_text}, say("user", "the cat </s>")};
 
         note_status(j, dsv2_tokenize(j->model, text, (size_t)n_text, DSV2_TOKENIZE_BOS, ids, 256, &n_ids));
         note(j, ids, n_ids * sizeof *ids);

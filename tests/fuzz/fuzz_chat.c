@@ -1,5 +1,5 @@
 /* tokenizer_config.json (empty: there is none); behind a 0x01, chat_template.jinja if there is one; then messages: role and content in
- * turn; all parted by 0xFF.
+ * turn; all parted by 0xFF.  A content that begins with 0x02 is none, but tool calls: type, name and arguments in turn, a 0x02 in front of each.
  * SPDX-License-Identifier: MIT */
 #define FUZZ_WITH_TOKENIZER
 #include "chat.h"
@@ -9,19 +9,47 @@ enum { MOST = 8 };
 
 struct conversation {
     dsv2_chat_message messages[MOST];
-    char *roles[MOST];
-    size_t n;
+    dsv2_tool_call calls[MOST][MOST];
+    char *strings[2 * MOST]; /* roles and the text of calls, with a NUL behind each */
+    size_t n, n_strings;
 };
+
+static char *take_string(struct conversation *v, const char *text, size_t n)
+{
+    return v->strings[v->n_strings++] = strndup(text, n);
+}
+
+static void take_calls(struct conversation *v, dsv2_chat_message *m)
+{
+    dsv2_tool_call *calls = v->calls[m - v->messages];
+    char *text = take_string(v, m->content, m->n_content), *save = NULL;
+
+    m->content = NULL;
+    m->n_content = 0;
+    m->tool_calls = calls;
+    m->tool_call_size = sizeof *calls;
+    while (m->n_tool_calls < MOST) {
+        dsv2_tool_call call = {.type = strtok_r(m->n_tool_calls ? NULL : text, "\2", &save)};
+
+        call.name = call.type ? strtok_r(NULL, "\2", &save) : NULL;
+        call.arguments = call.name ? strtok_r(NULL, "\2", &save) : NULL;
+        if (!call.arguments)
+            break;
+        calls[m->n_tool_calls++] = call;
+    }
+}
 
 static void take_messages(struct conversation *v, const uint8_t *data, size_t size)
 {
     for (size_t n; size && v->n < MOST; v->n++) {
+        dsv2_chat_message *m = &v->messages[v->n];
+
         const char *role = fuzz_piece(&data, &size, &n);
 
-        v->roles[v->n] = strndup(role, n);
-        v->messages[v->n].role = v->roles[v->n];
-        v->messages[v->n].content = fuzz_piece(&data, &size, &n);
-        v->messages[v->n].n_content = n;
+        m->role = take_string(v, role, n);
+        m->content = fuzz_piece(&data, &size, &m->n_content);
+        if (m->n_content && *m->content == 2)
+            take_calls(v, m);
     }
 }
 
@@ -116,8 +144,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         free(text);
     }
     dsv2i_chat_free(chat);
-    while (v.n)
-        free(v.roles[--v.n]);
+    while (v.n_strings)
+        free(v.strings[--v.n_strings]);
     fuzz_end();
     return 0;
 }

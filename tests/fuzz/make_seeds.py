@@ -320,6 +320,12 @@ def chat_seeds() -> None:
     put("chat", "none", b"{}" + SEP + SEP.join(messages))
     put("chat", "absent", SEP + SEP.join(messages))
     put("chat", "tool-last", SEP.join([text(special | {"chat_template": templates["v2.5"]["chat_template"]}), *messages[:8]]))
+    calls = [b"\2function\2f\2{}", "\2x\2é\2\"<E>\"\2function\2g\2<｜tool▁calls▁end｜>".encode(), b"\2open\2call"]
+    for i, config in enumerate((templates["v2.5"]["chat_template"], v2)):
+        for j, call in enumerate(calls):
+            called = [b"user", b"w?", b"assistant", call, b"tool", b"1", b"assistant", b"Yes", b"user", b"w?", b"assistant", call, b"tool", b"2"]
+            put("chat", f"calls-{i}-{j}", SEP.join([text(special | {"chat_template": config}), *called]))
+            put("chat", f"calls-invalid-{i}-{j}", SEP.join([text(special | {"chat_template": config}), b"assistant", call + b"\xc0"]))
     put("chat", "invalid", SEP.join([text(special | {"chat_template": v2}), b"user", b"\xc0"]))
     for i, template in enumerate((
         "{#- note -#}\n" + v2, "{# note +#}\n" + v2, v2 + "\n", v2.replace("{% for", "  {% for"), v2.replace("%}{%", "-%}\n {%-"), v2.replace("'", '"'),

@@ -3,7 +3,7 @@
     python make_templates.py            # needs transformers and jinja2
 
 templates.json   {name: {"chat_template", "bos_token", "eos_token"}}, as in tokenizer_config.json
-renderings.jsonl one case a line: {"template", "messages", "add_generation_prompt", "plain", "expected"}
+renderings.jsonl one case a line: {"template", "messages", "add_generation_prompt", "expected"}; expected null: the template fails
 files.jsonl      folders with a chat_template.jinja: {"case", "tokenizer_config", "chat_template", "renderings"}; the first two are those
                  files' texts, the last what a tokenizer loaded from the folder renders: [{"messages", "add_generation_prompt", "expected"}]
 """
@@ -180,10 +180,9 @@ def main() -> None:
     lines = []
     for name in TEMPLATES:
         for messages in CONVERSATIONS if not name.endswith("line-feeds") else CONVERSATIONS[:12]:
-            plain = all(isinstance(m["content"], str) for m in messages)
             for generate in (False, True):
                 lines.append(json.dumps({"template": name, "messages": messages, "add_generation_prompt": generate,
-                                         "plain": plain, "expected": render(name, messages, generate)}, ensure_ascii=False))
+                                         "expected": render(name, messages, generate)}, ensure_ascii=False))
     (OUT / "renderings.jsonl").write_text("\n".join(lines) + "\n")
     (OUT / "files.jsonl").write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in file_cases()))
     print(f"{len(lines)} renderings of {len(CONVERSATIONS)} conversations; published bytes agree")

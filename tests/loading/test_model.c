@@ -752,7 +752,9 @@ static void assert_renderings(dsv2_model *m, const cJSON *of)
             const char *content = cJSON_GetObjectItem(item, "content")->valuestring;
 
             assert_true(n < 8);
-            messages[n++] = (dsv2_chat_message){cJSON_GetObjectItem(item, "role")->valuestring, content, strlen(content)};
+            messages[n++] = (dsv2_chat_message){
+                .role = cJSON_GetObjectItem(item, "role")->valuestring, .content = content, .n_content = strlen(content),
+            };
         }
         if (dsv2_chat_apply(m, messages, sizeof *messages, n, flags, text, sizeof text - 1, &n_text) != DSV2_OK)
             fail_msg("%s: %s", name, dsv2_last_error());
@@ -800,7 +802,7 @@ static void test_template_file(void **state)
 static void test_unknown_template_file(void **state)
 {
     dsv2_model_info info = {.struct_size = sizeof info};
-    dsv2_chat_message message = {"user", "hi", 2};
+    dsv2_chat_message message = {.role = "user", .content = "hi", .n_content = 2};
     struct ck c;
     struct ck_files f;
     dsv2_model *m;

@@ -4,6 +4,7 @@ SPDX-License-Identifier: MIT
 """
 import ctypes
 import gc
+import json
 import math
 import os
 import tempfile
@@ -145,11 +146,30 @@ class Text(unittest.TestCase):
         attack = [{"role": "user", "content": model.detokenize([model.info.eos_token_id])}]
         self.assertNotIn(model.info.eos_token_id, model.chat_tokens(attack))
         self.assertIn(model.info.eos_token_id, model.chat_tokens(attack, markers=True))
-        with self.assertRaisesRegex(ValueError, r"messages\[1\]: tool_calls"):
-            model.chat_text([*messages[:1], {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}])
         with self.assertRaisesRegex(TypeError, r"messages\[0\]: content: None is not a string"):
             model.chat_tokens([{"role": "user", "content": None, "tool_calls": None}])
         self.assertEqual(model.chat_text([{**m, "tool_calls": []} for m in messages]), text)
+
+    def test_tool_calls(self):
+        call = {"type": "function", "function": {"name": "get", "arguments": {"city": "Köln"}}}
+        messages = [{"role": "user", "content": "w?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        with self.assertRaisesRegex(TypeError, r"messages\[1\]: tool_calls\[0\]: function: arguments: {'city': 'Köln'} is not a string"):
+            model.chat_text(messages)
+        call["function"]["arguments"] = "{}"
+        with self.assertRaisesRegex(dsv2.UnsupportedError, r"messages\[1\].tool_calls: the checkpoint's template has no place"):
+            model.chat_text(messages)
+        template = MODEL.parents[1] / "tests" / "golden" / "template"
+        with tempfile.TemporaryDirectory() as folder:
+            for file in MODEL.iterdir():
+                os.symlink(file.resolve(), Path(folder, file.name))
+            Path(folder, "chat_template.jinja").write_text(json.loads((template / "templates.json").read_text())["v2.5"]["chat_template"])
+            with dsv2.Model(folder) as v25:
+                cases = [json.loads(line) for line in (template / "renderings.jsonl").read_text().splitlines()]
+                cases = [c for c in cases if c["template"] == "v2.5"]
+                self.assertGreater(sum(m.get("tool_calls") is not None for c in cases for m in c["messages"]), 8)
+                for case in cases:
+                    self.assertEqual(v25.chat_text(case["messages"], generate=case["add_generation_prompt"]), case["expected"])
+                    self.assertEqual(v25.chat_tokens(case["messages"], markers=True, generate=case["add_generation_prompt"]), v25.tokenize(case["expected"]))
 
 
 class Sessions(unittest.TestCase):

@@ -66,9 +66,36 @@ static const char *template_of(const char *name)
     return cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(templates, name), "chat_template")->valuestring;
 }
 
+static dsv2_chat_message say(const char *role, const char *content)
+{
+    return (dsv2_chat_message){.role = role, .content = content, .n_content = content ? strlen(content) : 0};
+}
+
+static const char *text_of(const cJSON *node, const char *key)
+{
+    return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(node, key));
+}
+
+/* A message of the form that Transformers takes; calls: room for its tool calls. */
+static dsv2_chat_message read_message(const cJSON *from, dsv2_tool_call *calls)
+{
+    dsv2_chat_message m = say(text_of(from, "role"), text_of(from, "content"));
+    const cJSON *call;
+
+    m.tool_calls = calls;
+    m.tool_call_size = sizeof *calls;
+    cJSON_ArrayForEach(call, cJSON_GetObjectItemCaseSensitive(from, "tool_calls")) {
+        const cJSON *function = cJSON_GetObjectItemCaseSensitive(call, "function");
+
+        assert_true(m.n_tool_calls < MOST);
+        calls[m.n_tool_calls++] = (dsv2_tool_call){text_of(call, "type"), text_of(function, "name"), text_of(function, "arguments")};
+    }
+    return m;
+}
+
 static void test_renderings(void **state)
 {
-    size_t size, cases = 0, skipped = 0;
+    size_t size, cases = 0, with_calls = 0, refused = 0;
     char *file = load("tests/golden/template/renderings.jsonl", &size), *save = NULL;
 
     for (char *line = strtok_r(file, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
@@ -77,28 +104,31 @@ static void test_renderings(void **state)
         const cJSON *expected = cJSON_GetObjectItem(c, "expected");
         uint32_t flags = cJSON_IsTrue(cJSON_GetObjectItem(c, "add_generation_prompt")) ? DSV2_CHAT_GENERATE : 0;
         dsv2_chat_message messages[MOST];
-        size_t n = 0, n_text;
+        static dsv2_tool_call calls[MOST][MOST];
+        size_t n = 0, n_text, n_calls = 0;
         static char text[1 << 16];
 
-        if (!cJSON_IsTrue(cJSON_GetObjectItem(c, "plain")) || !cJSON_IsString(expected)) {
-            skipped++; /* tool calls have no place in dsv2_chat_message */
+        cJSON_ArrayForEach(item, list) {
+            assert_true(n < MOST);
+            messages[n] = read_message(item, calls[n]);
+            n_calls += messages[n++].n_tool_calls;
+        }
+        if (cJSON_IsNull(expected)) { /* V2's template fails on None */
+            assert_int_equal(dsv2i_chat_apply(chat, messages, sizeof *messages, n, flags, text, sizeof text, &n_text), DSV2_ERR_UNSUPPORTED);
+            assert_non_null(strstr(dsv2_last_error(), "tool_calls: the checkpoint's template has no place for them"));
+            refused++;
         } else {
-            cJSON_ArrayForEach(item, list) {
-                const char *content = cJSON_GetObjectItem(item, "content")->valuestring;
-
-                assert_true(n < MOST);
-                messages[n++] = (dsv2_chat_message){cJSON_GetObjectItem(item, "role")->valuestring, content, strlen(content)};
-            }
             if (dsv2i_chat_apply(chat, messages, sizeof *messages, n, flags, text, sizeof text, &n_text) != DSV2_OK)
                 fail_msg("%s", dsv2_last_error());
             text[n_text] = 0;
             assert_string_equal(text, expected->valuestring);
             cases++;
+            with_calls += n_calls > 0;
         }
         dsv2i_chat_free(chat);
         cJSON_Delete(c);
     }
-    assert_true(cases >= 200 && skipped < 60);
+    assert_true(cases >= 200 && with_calls >= 8 && refused >= 16);
     free(file);
 }
 
@@ -262,7 +292,7 @@ static void test_override(void **state)
 
 static void test_errors(void **state)
 {
-    dsv2_chat_message m = {"user", "hi\xFF", 3};
+    dsv2_chat_message m = say("user", "hi\xFF");
     struct dsv2i_chat *none = parse("{}"), *unknown = parse("{\"chat_template\":\"{{ messages }}\"}"), *v2 = parse_named("v2-chat");
     char text[4] = "...";
     size_t n;
@@ -281,23 +311,51 @@ static void test_errors(void **state)
     dsv2i_chat_free(v2);
 }
 
-/* Where V2.5 would render tool calls, which a message cannot hold. */
+/* What is an error in a message with tool calls or without content; messages as they were before tool calls. */
 static void test_tool_calls(void **state)
 {
-    dsv2_chat_message m[] = {{"user", "w?", 2}, {"assistant", NULL, 0}, {"tool", "1", 1}}, empty = {"user", NULL, 0};
+    enum { OLD = DSV2I_CHAT_MESSAGE_AT_LEAST };
+    dsv2_tool_call calls[] = {{"function", "f", "{}"}, {"function", "g", "{}"}};
+    dsv2_chat_message m[] = {say("user", "w?"), say("assistant", NULL), say("tool", "1")}, empty = say("user", NULL);
     struct dsv2i_chat *v2 = parse_named("v2-chat"), *v25 = parse_named("v2.5");
-    char text[256];
-    size_t n;
+    char text[512], again[512], old[3 * OLD];
+    size_t n, n_again;
 
-    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_ERR_UNSUPPORTED);
-    assert_non_null(strstr(dsv2_last_error(), "messages[1].content: is NULL, which stands for tool calls"));
-    m[1].content = ""; /* not None: an empty answer */
+    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_ERR_INVALID);
+    assert_non_null(strstr(dsv2_last_error(), "messages[1].content: is NULL, and there are no tool_calls"));
+    m[1].tool_calls = calls;
+    m[1].tool_call_size = sizeof *calls;
+    m[1].n_tool_calls = 2;
     assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_OK);
+    calls[1].arguments = "{\"a\": \"\xC0\"}";
+    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_ERR_UTF8);
+    assert_non_null(strstr(dsv2_last_error(), "messages[1].tool_calls[1].arguments: is not UTF-8 at byte 7 (0xC0)"));
+    calls[1].arguments = "{}";
+    m[1].content = ""; /* not None: an empty answer, and then the template does not look at the calls */
+    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_OK);
+    m[1].n_tool_calls = 0;
+    assert_int_equal(dsv2i_chat_apply(v25, m, sizeof *m, 3, 0, again, sizeof again, &n_again), DSV2_OK);
+    assert_int_equal(n, n_again);
+    assert_memory_equal(text, again, n);
     assert_int_equal(dsv2i_chat_apply(v25, &empty, sizeof empty, 1, 0, text, sizeof text, &n), DSV2_OK);
+    for (int i = 0; i < 3; i++)
+        memcpy(old + i * OLD, &m[i], OLD);
+    assert_int_equal(dsv2i_chat_apply(v25, (const void *)old, OLD, 3, 0, text, sizeof text, &n), DSV2_OK);
+    assert_int_equal(n, n_again);
+    assert_memory_equal(text, again, n);
     m[1].content = NULL;
     assert_int_equal(dsv2i_chat_apply(v2, m, sizeof *m, 3, 0, text, sizeof text, &n), DSV2_OK);
     dsv2i_chat_free(v2);
     dsv2i_chat_free(v25);
+}
+
+static size_t count_of(const int32_t *ids, size_t n, int32_t id)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < n; i++)
+        count += ids[i] == id;
+    return count;
 }
 
 /* What a user types stays text, and the rest is cut as if it were all one text. */
@@ -306,10 +364,10 @@ static void test_no_markers(void **state)
     static const char bos[] = "<｜begin▁of▁sentence｜>", eos[] = "<｜end▁of▁sentence｜>";
     size_t n, n_config, n_all, n_safe, markers = 0;
     char *json = load("examples/model/tokenizer.json", &n), *config = load("examples/model/tokenizer_config.json", &n_config), content[128];
-    dsv2_chat_message plain = {"user", "Hello  there", 12}, typed = {"user", content, 0};
+    dsv2_chat_message plain = say("user", "Hello  there"), typed = {.role = "user", .content = content};
     struct dsv2i_tokenizer *t;
     struct dsv2i_chat *chat = parse(config);
-    int32_t all[256], safe[256], text_ids[256];
+    int32_t all[512], safe[512], text_ids[256];
 
     assert_int_equal(dsv2i_tokenizer_parse(&dsv2i_heap, "tokenizer.json", json, n, "c", config, n_config, 2048, 2000, &t), DSV2_OK);
     /* without markers in the contents the switch changes nothing */
@@ -336,6 +394,17 @@ static void test_no_markers(void **state)
     assert_int_equal(dsv2i_tokenizer_encode(t, rest, strlen(rest), DSV2_TOKENIZE_NO_MARKERS, text_ids, 256, &n), DSV2_OK);
     assert_int_equal(n_safe, n + 1);
     assert_memory_equal(safe + 1, text_ids, n * sizeof *safe);
+    /* nor in the parts of a tool call; EOS is the template's own only behind the second */
+    dsv2_tool_call calls[] = {{eos, eos, eos}, {"function", "g", eos}};
+    dsv2_chat_message called = {.role = "assistant", .tool_calls = calls, .n_tool_calls = 2, .tool_call_size = sizeof *calls};
+    struct dsv2i_chat *v25 = parse_named("v2.5");
+
+    assert_int_equal(dsv2i_chat_tokenize(v25, t, &called, sizeof called, 1, 0, all, 512, &n_all), DSV2_OK);
+    assert_int_equal(dsv2i_chat_tokenize(v25, t, &called, sizeof called, 1, DSV2_CHAT_NO_MARKERS, safe, 512, &n_safe), DSV2_OK);
+    assert_int_equal(count_of(all, n_all, 2001), 5);
+    assert_int_equal(count_of(safe, n_safe, 2001), 1);
+    assert_int_equal(safe[n_safe - 1], 2001);
+    dsv2i_chat_free(v25);
     dsv2i_tokenizer_free(t);
     dsv2i_chat_free(chat);
     free(json);

@@ -77,8 +77,13 @@ class TextParams(Structure):
                 *_fields(c_int32, "skip_special include_stop")]
 
 
+class ToolCall(Structure):
+    _fields_ = _fields(c_char_p, "type name arguments")
+
+
 class ChatMessage(Structure):
-    _fields_ = [("role", c_char_p), ("content", c_char_p), ("n_content", c_size_t)]
+    _fields_ = [("role", c_char_p), ("content", c_char_p), ("n_content", c_size_t), ("tool_calls", POINTER(ToolCall)),
+                *_fields(c_size_t, "n_tool_calls tool_call_size")]
 
 
 class PoolParams(Structure):
@@ -123,7 +128,7 @@ class StepMember(Structure):
 
 # Struct of the header -> class here, for the test that compares their layouts.
 STRUCTS = {"dsv2_context_params": ContextParams, "dsv2_backend_info": BackendInfo, "dsv2_model_params": ModelParams, "dsv2_model_info": ModelInfo,
-           "dsv2_memory": Memory, "dsv2_text_params": TextParams, "dsv2_chat_message": ChatMessage,
+           "dsv2_memory": Memory, "dsv2_text_params": TextParams, "dsv2_tool_call": ToolCall, "dsv2_chat_message": ChatMessage,
            "dsv2_pool_params": PoolParams, "dsv2_pool_info": PoolInfo, "dsv2_session_params": SessionParams,
            "dsv2_token_score": TokenScore, "dsv2_step_member": StepMember, "dsv2_logprob": Logprob,
            "dsv2_logit_bias": LogitBias, "dsv2_sample_params": SampleParams}

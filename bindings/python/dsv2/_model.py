@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ._session import Score, Session
 
 Message = Mapping[str, Any]
-"""A chat message as everywhere in the Hugging Face world: {"role": "user", "content": "Hello"}.  Contents are strings; tool_calls are
-refused with a ValueError (docs/architecture.md says what to do instead)."""
+"""A chat message as everywhere in the Hugging Face world: {"role": "user", "content": "Hello"}.  Contents are strings, or
+None in a message with "tool_calls": [{"type": "function", "function": {"name": "...", "arguments": "{...}"}}], arguments being a string."""
 
 Progress = Callable[[int, int], Optional[bool]]
 """Called with (done, total); returning False cancels, as does an exception, which then comes out of the call."""
@@ -39,6 +39,8 @@ CHAT_TEMPLATES = {_lib.CHAT_NONE: None, _lib.CHAT_V2: "V2", _lib.CHAT_V25: "V2.5
 def c_string(name: str, text: Union[str, bytes]) -> bytes:
     """Text that C reads up to a NUL, which must therefore not be inside."""
     data = text.encode() if isinstance(text, str) else text
+    if not isinstance(data, bytes):
+        raise TypeError(f"{name}: {text!r} is not a string")
     if b"\0" in data:
         raise ValueError(f"{name}: {text!r} has a NUL in it")
     return data
@@ -343,14 +345,23 @@ def take_bytes(data: ctypes.c_void_p, n: ctypes.c_size_t) -> bytes:
 def chat_messages(messages: Iterable[Message]) -> Tuple[Any, int]:
     rows = []
     for i, message in enumerate(messages):
-        if message.get("tool_calls"):
-            raise ValueError(f"messages[{i}]: tool_calls: a message cannot hold them; render the text yourself and tokenize it")
-        for key in ("role", "content"):
-            if not isinstance(message[key], str):
-                raise TypeError(f"messages[{i}]: {key}: {message[key]!r} is not a string")
-        content = message["content"].encode()
-        rows.append(_lib.ChatMessage(c_string(f"messages[{i}]: role", message["role"]), content, len(content)))
+        calls = tool_calls(f"messages[{i}]: tool_calls", message.get("tool_calls") or [])
+        content = message["content"]
+        if not isinstance(content, str) and not (content is None and len(calls)):
+            raise TypeError(f"messages[{i}]: content: {content!r} is not a string")
+        data = None if content is None else content.encode()
+        rows.append(_lib.ChatMessage(c_string(f"messages[{i}]: role", message["role"]), data, len(data or b""),
+                                     calls, len(calls), ctypes.sizeof(_lib.ToolCall)))
     return (_lib.ChatMessage * len(rows))(*rows), len(rows)
+
+
+def tool_calls(name: str, calls: Iterable[Mapping[str, Any]]) -> Any:
+    rows = []
+    for i, call in enumerate(calls):
+        function = call["function"]
+        rows.append(_lib.ToolCall(c_string(f"{name}[{i}]: type", call["type"]), c_string(f"{name}[{i}]: function: name", function["name"]),
+                                  c_string(f"{name}[{i}]: function: arguments", function["arguments"])))
+    return (_lib.ToolCall * len(rows))(*rows)
 
 
 def session_params(n_ctx: int, kv: str, attention: str, n_batch: int) -> _lib.SessionParams:

@@ -57,18 +57,11 @@ static dsv2_status reply(dsv2_model *model, dsv2_session *session, dsv2_text *st
         if (dsv2_token_is_eos(model, token))
             break; /* append_turn writes the end marker, whatever ended the reply */
         check(dsv2_text_push(stream, token, &piece, &n, NULL));
-        if (at_start && n && piece[0] == ' ') { /* "Assistant:" is followed by " Hello": the space is no part of the reply */
-            piece++;
-            n--;
-            at_start = 0;
-        }
-        at_start &= !n;
-        fwrite(piece, 1, n, stdout);
-        fflush(stdout);
+        print_piece(piece, n, &at_start);
         status = dsv2_session_decode(session, token);
     }
     check(dsv2_text_finish(stream, &piece, &n));
-    fwrite(piece, 1, n, stdout);
+    print_piece(piece, n, &at_start);
     putchar('\n');
     fflush(stdout);
     return status;

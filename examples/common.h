@@ -312,6 +312,17 @@ static inline int32_t *tokenize_chat(const dsv2_model *model, const dsv2_chat_me
     return ids;
 }
 
+/* Print the next piece of what is generated.  at_start: it is of a reply, of which nothing has come yet; "Assistant:" is followed by
+ * " Hello", and that space is no part of the reply. */
+static inline void print_piece(const char *piece, size_t n, int *at_start)
+{
+    size_t skip = *at_start && n && piece[0] == ' ';
+
+    *at_start &= !n;
+    fwrite(piece + skip, 1, n - skip, stdout);
+    fflush(stdout);
+}
+
 /* ---- Ctrl-C ---------------------------------------------------------------------------------------------------------- */
 
 static dsv2_session *volatile cancel_target; /* the session that is computing; NULL: Ctrl-C ends the program */

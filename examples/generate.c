@@ -131,14 +131,7 @@ int main(int argc, char **argv)
         }
         n_out++;
         check(dsv2_text_push(stream, token, &piece, &n, &stopped));
-        if (at_start && n && piece[0] == ' ') { /* "Assistant:" is followed by " Hello": the space is no part of the reply */
-            piece++;
-            n--;
-            at_start = 0;
-        }
-        at_start &= !n;
-        fwrite(piece, 1, n, stdout);
-        fflush(stdout);
+        print_piece(piece, n, &at_start);
         if (stopped) {
             why = "stop string";
             break;
@@ -151,7 +144,7 @@ int main(int argc, char **argv)
     else
         check(status);
     check(dsv2_text_finish(stream, &piece, &n));
-    fwrite(piece, 1, n, stdout);
+    print_piece(piece, n, &at_start);
     putchar('\n');
     if (fflush(stdout))
         die("standard output: %s", strerror(errno));

@@ -396,7 +396,8 @@ struct dsv2_session_params {
     int32_t kv_type;    /* DSV2_KV_*; default BF16.  With a pool: the pool's */
     int32_t attention;  /* DSV2_ATTENTION_*; default ABSORBED */
     int32_t n_batch;    /* tokens computed at a time while a prompt is read, 1..4096; default 256.  More is faster, and takes more scratch */
-    dsv2_progress_fn progress;  /* tokens of a prompt; called between pieces of n_batch tokens; default NULL */
+    dsv2_progress_fn progress;  /* tokens of a prompt; called between pieces of n_batch tokens; default NULL.  Calls on the session from
+                                 * it fail with STATE, but for position, capacity, tokens and cancel; it must not free the session */
     void *progress_user;
     dsv2_pool *pool;            /* of the same model; default NULL: pages of its own */
     uint64_t cache_namespace;   /* prefixes are shared only between sessions of the same one; default 0 */
@@ -445,20 +446,23 @@ typedef struct dsv2_step_member {
  * NO_PAGES, NOMEM, CANCELLED, NUMERIC) is as before, but that it may have no logits, and the others do not notice.  A session's results do
  * not depend on its company; on CUDA their last bits do, unless the context is invariant.  DEVICE is every member's.
  * OK if every member succeeded, else the status of the one that failed last, of which dsv2_last_error() tells.
- * INVALID for a member that makes no sense (NULL, no tokens, a session that is in it twice or has another model) and FORKED: nothing is done
- * and no status is set.  member_size: sizeof(dsv2_step_member).  Threads: the sessions are the calling thread's; steps of several
- * threads take turns. */
+ * INVALID for a member that makes no sense (NULL, no tokens, a session that is in it twice or has another model), UNSUPPORTED (a newer
+ * sample struct) and FORKED: nothing is done and no status is set.  member_size: sizeof(dsv2_step_member).
+ * Threads: the sessions are the calling thread's; steps of several threads take turns. */
 DSV2_API dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n);
 
 /* Append n >= 1 prompt tokens and compute the logits after the last.  What was decoded before counts as prompt from here on.
- * Errors, each leaving the session as it was: INVALID (an id), CONTEXT_FULL, NO_PAGES, NOMEM, CANCELLED, FORKED. */
+ * Errors, each leaving the session as it was: INVALID (an id), CONTEXT_FULL, NO_PAGES, NOMEM, CANCELLED, STATE (called by a callback of the
+ * session's own step), FORKED. */
 DSV2_API dsv2_status dsv2_session_prefill(dsv2_session *s, const int32_t *tokens, size_t n);
 
 /* Append one generated token and compute the logits after it.  Errors as prefill. */
 DSV2_API dsv2_status dsv2_session_decode(dsv2_session *s, int32_t token);
 
 /* Prefill that also scores every one of its tokens: scores[i] (score_size = sizeof(dsv2_token_score) apart) is for tokens[i].
- * Takes memory for a few rows of logits at most, whatever n is.  Errors as prefill; scores is then unspecified. */
+ * Takes memory for a few rows of logits at most, whatever n is; after a truncate a page more while it runs.  How tokens are cut into
+ * calls shows in the last bits of logprobs at most: the first of a call is summed in double, the others in fp32.
+ * Errors as prefill; scores is then unspecified. */
 DSV2_API dsv2_status dsv2_session_score(dsv2_session *s, const int32_t *tokens, size_t n, dsv2_token_score *scores,
                                         size_t score_size);
 
@@ -473,7 +477,8 @@ typedef struct dsv2_logprob {
 } dsv2_logprob;
 
 /* The n_top most likely next tokens, best first (equal ones by id), from log_softmax of the raw logits.  If also >= 0, that token follows at
- * index n_top unless it is already among them.  *n is the count stored.  Errors: STATE, INVALID, BUFFER. */
+ * index n_top unless it is already among them.  *n is the count stored.  Errors: STATE, INVALID, BUFFER, NOMEM, NUMERIC (NaN, infinity,
+ * or nothing but -infinity among the logits). */
 DSV2_API dsv2_status dsv2_session_logprobs(const dsv2_session *s, int32_t n_top, int32_t also, dsv2_logprob *out,
                                            size_t out_size, size_t capacity, size_t *n);
 
@@ -520,7 +525,8 @@ typedef struct dsv2_logit_bias {
     float bias; /* added to the logit, clamped to -100..100; -100 or less bans as good as always */
 } dsv2_logit_bias;
 
-/* May edit the n logits in place: after logit_bias and penalties, before temperature.  Return nonzero to cancel the call. */
+/* May edit the n logits in place: after logit_bias and penalties, before temperature.  Return nonzero to cancel the call.  It must not
+ * use the session. */
 typedef int32_t (*dsv2_logits_fn)(void *user, float *logits, size_t n);
 
 /* Steps in this order (those of vLLM): min_tokens, logit_bias, repetition_penalty, frequency and presence penalty, callback,

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: MIT */
 #include "dsv2.h"
 
+#include <fenv.h>
 #include <string.h>
 
 #include "backend.h"
@@ -52,6 +53,25 @@ static dsv2_status check_element(const char *function, size_t size, size_t least
     if (size < least || size > 65536)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: %zu is not the size of an element", function, size);
     return DSV2_OK;
+}
+
+/* What computes begins with enter and ends with leave: the host's rounding mode and what it does with denormals must not reach results. */
+static void enter(fenv_t *host)
+{
+    fegetenv(host);
+    fesetenv(FE_DFL_ENV);
+}
+
+static dsv2_status leave(const fenv_t *host, dsv2_status status)
+{
+    fesetenv(host);
+    return status;
+}
+
+/* A progress callback runs in the midst of a step. */
+static dsv2_status check_idle(const char *function, const dsv2_session *s)
+{
+    return s->stepping ? dsv2i_fail(DSV2_ERR_STATE, "%s: the session is in a step, of which this is a callback", function) : DSV2_OK;
 }
 
 /* ---- Version and context */
@@ -108,12 +128,15 @@ void dsv2_model_params_init(dsv2_model_params *params, size_t size)
 
 dsv2_status dsv2_model_load(dsv2_context *ctx, const char *folder, const dsv2_model_params *params, dsv2_model **out)
 {
+    fenv_t host;
+
     REQUIRE(out);
     *out = NULL;
     REQUIRE(ctx);
     REQUIRE(folder);
     DSV2I_TRY(dsv2i_context_check(ctx));
-    return dsv2i_model_load(ctx, folder, params, out);
+    enter(&host);
+    return leave(&host, dsv2i_model_load(ctx, folder, params, out));
 }
 
 void dsv2_model_retain(dsv2_model *model)
@@ -139,10 +162,14 @@ dsv2_status dsv2_model_inspect(dsv2_context *ctx, const char *folder, const dsv2
 {
     dsv2_model_info full_info;
     dsv2_memory full_memory;
+    fenv_t host;
 
     REQUIRE(ctx);
     REQUIRE(folder);
-    DSV2I_TRY(dsv2i_model_inspect(ctx, folder, params, session, &full_info, &full_memory));
+    DSV2I_TRY(dsv2i_output_check(info, "dsv2_model_info"));
+    DSV2I_TRY(dsv2i_output_check(memory, "dsv2_memory"));
+    enter(&host);
+    DSV2I_TRY(leave(&host, dsv2i_model_inspect(ctx, folder, params, session, &full_info, &full_memory)));
     if (info)
         DSV2I_TRY(dsv2i_output_fill(info, &full_info, sizeof full_info, "dsv2_model_info"));
     if (memory)
@@ -381,7 +408,7 @@ dsv2_status dsv2_session_memory(const dsv2_session *s, dsv2_memory *memory)
 static dsv2_status check_session(const char *function, size_t i, const dsv2_session *s, const dsv2_session *first)
 {
     if (s->stepping)
-        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: session: it is in the step twice", function, i);
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: session: it is in the step twice, or in another", function, i);
     if (s->model != first->model)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[%zu]: session: its model is not that of members[0]", function, i);
     return DSV2_OK;
@@ -436,6 +463,7 @@ static void give_member(char *to, size_t size, const struct dsv2i_member *m)
 dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
 {
     struct dsv2i_member one, *m = &one;
+    fenv_t host;
     dsv2_model *model;
     dsv2_status status = DSV2_OK;
     size_t taken = 0;
@@ -448,12 +476,16 @@ dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: members[0]: session is NULL", __func__);
     model = members->session->model;
     DSV2I_TRY(dsv2i_context_check(model->ctx));
-    if (n > 1 && !(m = dsv2i_alloc(&model->ctx->mem, n, sizeof *m)))
+    if (n > 1 && !(m = dsv2i_alloc(&model->ctx->mem, n, sizeof *m))) {
+        for (size_t i = 0; i < n; i++)
+            ((dsv2_step_member *)(void *)((char *)members + i * member_size))->status = DSV2_ERR_NOMEM;
         return dsv2i_fail(DSV2_ERR_NOMEM, "%s: no memory for %zu members", __func__, n);
+    }
     for (; taken < n && status == DSV2_OK; taken += status == DSV2_OK)
         status = take_member(__func__, (char *)members + taken * member_size, member_size, taken, taken ? m[0].s : NULL, &m[taken]);
     if (status == DSV2_OK) {
-        status = dsv2i_step(model, m, n);
+        enter(&host);
+        status = leave(&host, dsv2i_step(model, m, n));
         for (size_t i = 0; i < n; i++)
             give_member((char *)members + i * member_size, member_size, &m[i]);
     }
@@ -467,12 +499,16 @@ dsv2_status dsv2_step(dsv2_step_member *members, size_t member_size, size_t n)
 /* A step of one session. */
 static dsv2_status advance(const char *function, dsv2_session *s, struct dsv2i_member *m)
 {
+    fenv_t host;
+
     if (!s || !m->tokens)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: %s is NULL", function, s ? "tokens" : "s");
     if (!m->n)
         return dsv2i_fail(DSV2_ERR_INVALID, "%s: n: 0 tokens", function);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
-    return dsv2i_step(s->model, m, 1);
+    DSV2I_TRY(check_idle(function, s));
+    enter(&host);
+    return leave(&host, dsv2i_step(s->model, m, 1));
 }
 
 dsv2_status dsv2_session_prefill(dsv2_session *s, const int32_t *tokens, size_t n)
@@ -494,6 +530,7 @@ dsv2_status dsv2_session_score(dsv2_session *s, const int32_t *tokens, size_t n,
 
 static dsv2_status check_logits(const char *function, const dsv2_session *s)
 {
+    DSV2I_TRY(check_idle(function, s));
     if (!s->has_logits)
         return dsv2i_fail(DSV2_ERR_STATE, "%s: no logits: %s", function,
                           s->pos ? "the session was truncated" : "nothing was evaluated yet");
@@ -514,13 +551,16 @@ dsv2_status dsv2_session_logits(const dsv2_session *s, const float **logits, siz
 dsv2_status dsv2_session_logprobs(const dsv2_session *s, int32_t n_top, int32_t also, dsv2_logprob *out, size_t out_size,
                                   size_t capacity, size_t *n)
 {
+    fenv_t host;
+
     REQUIRE(s);
     REQUIRE_ARRAY(out, capacity);
     REQUIRE(n);
     DSV2I_TRY(check_element(__func__, out_size, sizeof(int32_t)));
     DSV2I_TRY(check_logits(__func__, s));
-    return dsv2i_top_logprobs(&s->model->ctx->mem, s->logits, s->model->config.shape.vocab_size, n_top, also, out, out_size,
-                              capacity, n);
+    enter(&host);
+    return leave(&host, dsv2i_top_logprobs(&s->model->ctx->mem, s->logits, s->model->config.shape.vocab_size, n_top, also, out, out_size,
+                                           capacity, n));
 }
 
 size_t dsv2_session_position(const dsv2_session *s)
@@ -541,6 +581,7 @@ const int32_t *dsv2_session_tokens(const dsv2_session *s)
 dsv2_status dsv2_session_truncate(dsv2_session *s, size_t n)
 {
     REQUIRE(s);
+    DSV2I_TRY(check_idle(__func__, s));
     return dsv2i_session_truncate(s, n);
 }
 
@@ -550,6 +591,7 @@ dsv2_status dsv2_session_fork(const dsv2_session *s, dsv2_session **out)
     *out = NULL;
     REQUIRE(s);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    DSV2I_TRY(check_idle(__func__, s));
     return dsv2i_session_fork(s, out);
 }
 
@@ -558,6 +600,7 @@ dsv2_status dsv2_session_save(const dsv2_session *s, const char *path)
     REQUIRE(s);
     REQUIRE(path);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    DSV2I_TRY(check_idle(__func__, s));
     return dsv2i_session_save(s, path);
 }
 
@@ -566,6 +609,7 @@ dsv2_status dsv2_session_restore(dsv2_session *s, const char *path)
     REQUIRE(s);
     REQUIRE(path);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    DSV2I_TRY(check_idle(__func__, s));
     return dsv2i_session_restore(s, path);
 }
 
@@ -575,6 +619,7 @@ dsv2_status dsv2_session_export(const dsv2_session *s, void *buf, size_t capacit
     REQUIRE_ARRAY(buf, capacity);
     REQUIRE(n);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    DSV2I_TRY(check_idle(__func__, s));
     return dsv2i_session_export(s, buf, capacity, n);
 }
 
@@ -583,6 +628,7 @@ dsv2_status dsv2_session_import(dsv2_session *s, const void *buf, size_t n)
     REQUIRE(s);
     REQUIRE_ARRAY(buf, n);
     DSV2I_TRY(dsv2i_context_check(s->model->ctx));
+    DSV2I_TRY(check_idle(__func__, s));
     return dsv2i_session_import(s, buf, n);
 }
 
@@ -601,8 +647,11 @@ void dsv2_sample_params_init(dsv2_sample_params *params, size_t size, const dsv2
 
 dsv2_status dsv2_sample(const dsv2_session *s, const dsv2_sample_params *params, int32_t *token, float *logprob)
 {
+    fenv_t host;
+
     REQUIRE(s);
     REQUIRE(token);
     DSV2I_TRY(check_logits(__func__, s));
-    return dsv2i_sample(s, params, token, logprob);
+    enter(&host);
+    return leave(&host, dsv2i_sample(s, params, token, logprob));
 }

@@ -5,13 +5,15 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <link.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cuda/module.h"
 
 #define MODULE "libdsv2-cuda.so"
-#define REASON 240
+#define REASON (PATH_MAX + 240)
 
 #pragma weak dsv2i_cuda_open
 #pragma weak dsv2i_cuda_build
@@ -23,18 +25,23 @@ struct module {
     int (*devices)(const char **why);
 };
 
-/* The folder of this library with its slash, or "". */
-static void own_folder(char *folder, size_t size)
+/* Where the module is looked for: beside the file that this code is in, be it this library or a program.  Neither a program's argv[0] nor a
+ * name that the loader would look for in its path counts.  0, or -1 if that file is not known. */
+static int beside_this(char *path, size_t size)
 {
+    char self[PATH_MAX];
+    struct link_map *map = NULL;
     Dl_info info;
-    const char *slash;
+    ssize_t n = 0;
+    char *slash;
 
-    folder[0] = 0;
-    if (!dladdr((const void *)own_folder, &info) || !info.dli_fname)
-        return;
-    slash = strrchr(info.dli_fname, '/');
-    if (slash && (size_t)(slash + 1 - info.dli_fname) < size)
-        snprintf(folder, size, "%.*s", (int)(slash + 1 - info.dli_fname), info.dli_fname);
+    if (dladdr1((const void *)beside_this, &info, (void **)&map, RTLD_DL_LINKMAP) && map)
+        n = map->l_name[0] ? snprintf(self, sizeof self, "%s", map->l_name) : readlink("/proc/self/exe", self, sizeof self);
+    if (n <= 0 || (size_t)n >= sizeof self)
+        return -1;
+    self[n] = 0;
+    slash = strrchr(self, '/');
+    return slash && snprintf(path, size, "%.*s" MODULE, (int)(slash + 1 - self), self) < (int)size ? 0 : -1;
 }
 
 /* A function of the module; ISO C has no conversion from void *. */
@@ -56,8 +63,10 @@ static int load_module(const char *path, struct module *m, char *reason)
         return 0;
     }
     if (!path) {
-        own_folder(beside, sizeof beside - sizeof MODULE);
-        strcat(beside, MODULE);
+        if (beside_this(beside, sizeof beside)) {
+            snprintf(reason, REASON, "%s: the folder of this library is not known; give cuda_module", MODULE);
+            return -1;
+        }
         path = beside;
     }
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);

@@ -130,6 +130,33 @@ dsv2_status dsv2i_kv_reserve(struct dsv2i_kv *kv, int32_t from, int32_t to)
     return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for KV pages of %zu bytes up to token %d", pool->page_bytes, to);
 }
 
+struct dsv2i_page *dsv2i_kv_keep(struct dsv2i_kv *kv, int32_t pos)
+{
+    struct dsv2i_page *page = kv->page[pos / DSV2I_PAGE_TOKENS];
+
+    pthread_mutex_lock(&kv->pool->lock);
+    dsv2i_pool_hold(kv->pool, page); /* now it is shared */
+    pthread_mutex_unlock(&kv->pool->lock);
+    return page;
+}
+
+void dsv2i_kv_put_back(struct dsv2i_kv *kv, int32_t pos, struct dsv2i_page *kept)
+{
+    int32_t i = pos / DSV2I_PAGE_TOKENS;
+
+    pthread_mutex_lock(&kv->pool->lock);
+    dsv2i_pool_drop(kv->pool, kv->page[i]); /* the copy; or the page itself, which the table then holds once again */
+    set(kv, i, kept);
+    pthread_mutex_unlock(&kv->pool->lock);
+}
+
+void dsv2i_kv_let_go(struct dsv2i_kv *kv, struct dsv2i_page *kept)
+{
+    pthread_mutex_lock(&kv->pool->lock);
+    dsv2i_pool_drop(kv->pool, kept);
+    pthread_mutex_unlock(&kv->pool->lock);
+}
+
 void dsv2i_kv_truncate(struct dsv2i_kv *kv, int32_t n)
 {
     if (kv->pool->model->ctx->pid != getpid()) {
@@ -204,6 +231,16 @@ void dsv2i_kv_filled(struct dsv2i_kv *kv, int32_t from, int32_t to, int expanded
 int dsv2i_kv_expanded(const struct dsv2i_kv *kv, int32_t pos)
 {
     return (int)(kv->page[pos / DSV2I_PAGE_TOKENS]->expanded >> pos % DSV2I_PAGE_TOKENS & 1);
+}
+
+uint64_t dsv2i_kv_forms(const struct dsv2i_kv *kv, int32_t i)
+{
+    return kv->page[i]->expanded;
+}
+
+void dsv2i_kv_set_forms(struct dsv2i_kv *kv, int32_t i, uint64_t forms)
+{
+    kv->page[i]->expanded = forms;
 }
 
 void dsv2i_kv_publish(struct dsv2i_kv *kv, uint64_t space, const int32_t *tokens, int32_t pos)

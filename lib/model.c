@@ -876,7 +876,9 @@ void dsv2i_model_release(dsv2_model *m)
         return;
     ctx = m->ctx;
     if (ctx->pid == getpid()) { /* a child of fork has no device */
+        dsv2i_context_begin_turn(ctx); /* a step of another model may be at work on what is kept for each */
         ctx->backend->op->forget(ctx->backend, m);
+        dsv2i_context_end_turn(ctx);
         if (m->block)
             ctx->backend->op->mem_free(ctx->backend, m->block, m->block_bytes);
     }

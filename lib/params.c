@@ -19,8 +19,7 @@ static dsv2_status read_size(const void *src, const char *name, size_t *size)
 {
     memcpy(size, src, sizeof *size);
     if (*size < SMALLEST || *size > 65536)
-        return dsv2i_fail(DSV2_ERR_INVALID, "%s: struct_size: %zu is not the size of this struct; use the _init function", name,
-                          *size);
+        return dsv2i_fail(DSV2_ERR_INVALID, "%s: struct_size: is %zu, but must be sizeof(%s)", name, *size, name);
     return DSV2_OK;
 }
 
@@ -37,6 +36,13 @@ dsv2_status dsv2i_params_take(void *dst, size_t known, const void *src, const ch
                               name, i, known);
     memcpy((char *)dst + SMALLEST, (const char *)src + SMALLEST, (size < known ? size : known) - SMALLEST);
     return DSV2_OK;
+}
+
+dsv2_status dsv2i_output_check(const void *dst, const char *name)
+{
+    size_t size;
+
+    return dst ? read_size(dst, name, &size) : DSV2_OK;
 }
 
 dsv2_status dsv2i_output_fill(void *dst, const void *src, size_t known, const char *name)

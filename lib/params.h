@@ -12,6 +12,8 @@ void dsv2i_params_init(void *dst, size_t size, const void *defaults, size_t know
  * A src longer than known must be zero beyond, else UNSUPPORTED; shorter than struct_size itself: INVALID.  name is for messages. */
 dsv2_status dsv2i_params_take(void *dst, size_t known, const void *src, const char *name);
 
+/* Is dst, NULL or a caller's output struct, one that output_fill could fill? */
+dsv2_status dsv2i_output_check(const void *dst, const char *name);
 /* Fill a caller's output struct up to the size that it set; its struct_size is kept. */
 dsv2_status dsv2i_output_fill(void *dst, const void *src, size_t known, const char *name);
 

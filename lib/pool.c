@@ -6,6 +6,7 @@
 #include "pool.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "hash.h"
 #include "kv.h"
@@ -102,14 +103,16 @@ void dsv2i_pool_release(dsv2_pool *p)
 
     if (!p || atomic_fetch_sub(&p->refs, 1) != 1)
         return;
-    while (evict(p))
-        ;
     m = p->model;
-    if (p->block)
-        p->be->op->mem_free(p->be, p->block, p->capacity * p->page_bytes);
+    if (m->ctx->pid == getpid()) { /* a child of fork has no device, and another thread may have held the lock */
+        while (evict(p))
+            ;
+        if (p->block)
+            p->be->op->mem_free(p->be, p->block, p->capacity * p->page_bytes);
+        pthread_mutex_destroy(&p->lock);
+    }
     dsv2i_free(p->mem, p->all);
     dsv2i_free(p->mem, p->bucket);
-    pthread_mutex_destroy(&p->lock);
     dsv2i_free(p->mem, p);
     dsv2i_model_release(m);
 }

@@ -7,8 +7,9 @@
  *   header   "DSV2SESS", then the fields of the table below without gaps
  *   tokens   n_tokens ids of 4 bytes
  *   logits   n_logits floats of 4 bytes; no such section if n_logits is 0
- *   page     for every 64 tokens and for the rest: the token records (kernels/kv_page.h) of the first layer, of the second, ...;
- *            num_hidden_layers * tokens * token_bytes
+ *   page     for every 64 tokens and for the rest: the token records (kernels/kv_page.h) of the first layer, of the second, ...
+ *            (num_hidden_layers * tokens * token_bytes), then 8 bytes: bit i is 1 if token i was computed in the expanded form of
+ *            attention, on which its bits depend
  *
  * A checksum is the XXH64 of its section, with the checksum before it as seed (the header's: 0), so sections cannot change places
  * or come from another file.  Checksums find damage; they do not keep anyone from writing a file of his own: what is
@@ -29,8 +30,9 @@
 #include "fingerprint.h"
 #include "hash.h"
 
-#define VERSION 1
+#define VERSION 2
 #define CHECKSUM 8 /* bytes */
+#define FORMS 8
 
 #define MAGIC "DSV2SESS"
 #define N_MAGIC 8
@@ -112,9 +114,14 @@ static struct header describe(const dsv2_session *s)
     };
 }
 
-static uint64_t page_bytes(const struct header *h, uint64_t tokens)
+static uint64_t record_bytes(const struct header *h, uint64_t tokens)
 {
     return h->num_hidden_layers * h->token_bytes * tokens;
+}
+
+static uint64_t bits(uint64_t tokens)
+{
+    return tokens < 64 ? ((uint64_t)1 << tokens) - 1 : UINT64_MAX;
 }
 
 static uint64_t total_bytes(const struct header *h)
@@ -122,13 +129,13 @@ static uint64_t total_bytes(const struct header *h)
     uint64_t pages = (h->n_tokens + h->page_tokens - 1) / h->page_tokens;
 
     return HEADER + CHECKSUM + 4 * h->n_tokens + CHECKSUM + (h->n_logits ? 4 * h->n_logits + CHECKSUM : 0) +
-           page_bytes(h, h->n_tokens) + pages * CHECKSUM;
+           record_bytes(h, h->n_tokens) + pages * (FORMS + CHECKSUM);
 }
 
 /* Room for any section of it and its checksum. */
 static unsigned char *new_section(const dsv2_session *s, const struct header *h)
 {
-    uint64_t most = page_bytes(h, h->n_tokens < h->page_tokens ? h->n_tokens : h->page_tokens);
+    uint64_t most = record_bytes(h, h->n_tokens < h->page_tokens ? h->n_tokens : h->page_tokens) + FORMS;
 
     if (most < 4 * h->n_tokens)
         most = 4 * h->n_tokens;
@@ -221,7 +228,8 @@ static dsv2_status write_sections(struct out *o, const dsv2_session *s, const st
         uint64_t n = h->n_tokens - at < h->page_tokens ? h->n_tokens - at : h->page_tokens;
 
         DSV2I_TRY(copy_page(s->model->ctx->backend, h, s->kv.data[at / h->page_tokens], o->section, n, 0));
-        DSV2I_TRY(emit(o, (size_t)page_bytes(h, n)));
+        put(o->section + record_bytes(h, n), dsv2i_kv_forms(&s->kv, (int32_t)(at / h->page_tokens)) & bits(n), FORMS);
+        DSV2I_TRY(emit(o, (size_t)record_bytes(h, n) + FORMS));
     }
     return DSV2_OK;
 }
@@ -459,10 +467,15 @@ static dsv2_status read_sections(struct in *in, const struct header *h, const ds
     }
     DSV2I_TRY(dsv2i_kv_reserve(&to->kv, 0, (int32_t)h->n_tokens));
     for (uint64_t at = 0; at < h->n_tokens; at += h->page_tokens) {
-        uint64_t n = h->n_tokens - at < h->page_tokens ? h->n_tokens - at : h->page_tokens;
+        uint64_t n = h->n_tokens - at < h->page_tokens ? h->n_tokens - at : h->page_tokens, forms;
 
-        DSV2I_TRY(take(in, "page", to->section, (size_t)page_bytes(h, n)));
+        DSV2I_TRY(take(in, "page", to->section, (size_t)record_bytes(h, n) + FORMS));
+        forms = get(to->section + record_bytes(h, n), FORMS);
+        if (forms & ~bits(n))
+            return dsv2i_fail(DSV2_ERR_FORMAT, "%s: page of token %llu: forms of attention: 0x%llx, but it has %llu tokens", in->name,
+                              (unsigned long long)at, (unsigned long long)forms, (unsigned long long)n);
         DSV2I_TRY(copy_page(s->model->ctx->backend, h, to->kv.data[at / h->page_tokens], to->section, n, 1));
+        dsv2i_kv_set_forms(&to->kv, (int32_t)(at / h->page_tokens), forms);
     }
     return DSV2_OK;
 }

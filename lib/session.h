@@ -18,7 +18,7 @@ struct dsv2_session {
     float *logits;              /* (vocab) after token pos - 1 */
     int has_logits;
     atomic_int cancelled;
-    int stepping;               /* dsv2_step has seen it in its list */
+    int stepping;               /* it is in a step: not to be touched by a callback */
 };
 
 dsv2_status dsv2i_session_create(dsv2_model *m, const dsv2_session_params *params, dsv2_session **out);

@@ -52,10 +52,11 @@ static int expanded_is_cheaper(const struct dsv2i_shape *s, int32_t pos, int32_t
     return pairs * (head + rope) + keys * latent * head < pairs * (2 * latent + rope) + rows * latent * head;
 }
 
-/* Room for n more tokens in the history, and the tokens there. */
-static dsv2_status remember(dsv2_session *s, const int32_t *tokens, size_t n)
+/* Room for the member's tokens in the history, and the tokens there. */
+static dsv2_status remember(struct dsv2i_member *m)
 {
-    size_t need = (size_t)s->pos + n, capacity = s->tokens_capacity ? s->tokens_capacity : 64;
+    dsv2_session *s = m->s;
+    size_t need = (size_t)s->pos + m->n, capacity = s->tokens_capacity ? s->tokens_capacity : 64;
 
     if (need > s->tokens_capacity) {
         int32_t *grown;
@@ -64,13 +65,16 @@ static dsv2_status remember(dsv2_session *s, const int32_t *tokens, size_t n)
             capacity *= 2;
         if (capacity > (size_t)s->n_ctx)
             capacity = (size_t)s->n_ctx;
-        grown = dsv2i_realloc(&s->model->ctx->mem, s->tokens, capacity, sizeof *grown);
+        grown = dsv2i_alloc(&s->model->ctx->mem, capacity, sizeof *grown);
         if (!grown)
             return dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %zu tokens", capacity);
+        if (s->pos)
+            memcpy(grown, s->tokens, (size_t)s->pos * sizeof *grown);
+        m->outgrown = s->tokens;
         s->tokens = grown;
         s->tokens_capacity = capacity;
     }
-    memcpy(s->tokens + s->pos, tokens, n * sizeof *tokens);
+    memmove(s->tokens + s->pos, m->tokens, m->n * sizeof *m->tokens);
     return DSV2_OK;
 }
 
@@ -78,6 +82,8 @@ static void store_score(const struct dsv2i_member *m, int32_t pos, const struct 
 {
     dsv2_token_score one = {from->logprob, from->rank, from->top_token, from->top_logprob};
 
+    if (isnan(one.logprob))
+        one = (dsv2_token_score){NAN, 0, -1, NAN};
     memcpy((char *)m->scores + (size_t)(pos - m->s->pos) * m->score_size, &one, m->score_size < sizeof one ? m->score_size : sizeof one);
 }
 
@@ -139,10 +145,11 @@ static dsv2_status prepare(struct dsv2i_member *m)
     DSV2I_TRY(check(m));
     if (atomic_exchange(&s->cancelled, 0))
         return dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled");
-    DSV2I_TRY(remember(s, m->tokens, m->n));
+    DSV2I_TRY(remember(m));
     m->end = s->pos + (int32_t)m->n;
     if (m->scores && s->pos && !s->has_logits) {
         m->from = s->pos - 1; /* what foretold the first token is gone, and is computed again: as it was, in the form that it was */
+        m->kept = dsv2i_kv_keep(&s->kv, m->from);
     } else if (m->scores) {
         struct dsv2i_score first = first_score(s, m->tokens[0]);
 
@@ -159,8 +166,11 @@ static dsv2_status prepare(struct dsv2i_member *m)
 }
 
 /* Give back what prepare took. */
-static void abandon(const struct dsv2i_member *m)
+static void abandon(struct dsv2i_member *m)
 {
+    if (m->kept)
+        dsv2i_kv_put_back(&m->s->kv, m->from, m->kept);
+    m->kept = NULL;
     dsv2i_kv_truncate(&m->s->kv, m->s->pos);
 }
 
@@ -274,15 +284,19 @@ static void pass(struct step *step)
 
 /* ---- The step */
 
-static void commit(const struct dsv2i_member *m)
+static void commit(struct dsv2i_member *m)
 {
     dsv2_session *s = m->s;
 
+    s->stepping = 0;
     dsv2i_free(&s->model->ctx->mem, m->lists);
+    dsv2i_free(&s->model->ctx->mem, m->outgrown);
     if (m->status != DSV2_OK) {
         abandon(m);
         return;
     }
+    if (m->kept)
+        dsv2i_kv_let_go(&s->kv, m->kept);
     if (looks_up(m))
         dsv2i_pool_count(s->kv.pool, m->n, (size_t)(m->from - s->pos));
     dsv2i_kv_filled(&s->kv, m->from, m->end, m->form == DSV2I_EXPANDED);
@@ -329,6 +343,9 @@ dsv2_status dsv2i_step(dsv2_model *model, struct dsv2i_member *members, size_t n
 
         m->from = m->at = m->end = m->s->pos;
         m->lists = NULL;
+        m->kept = NULL;
+        m->outgrown = NULL;
+        m->s->stepping = 1;
         m->status = lists ? prepare(m) : dsv2i_fail(DSV2_ERR_NOMEM, "session: no memory for %d rows", step.max_rows);
         if (m->status != DSV2_OK) {
             step.status = m->status;

@@ -25,6 +25,8 @@ struct dsv2i_member {
     int32_t on_backend;         /* it is the backend that chooses, by */
     struct dsv2i_sampling sampling;
     void *lists;                /* of sampling */
+    struct dsv2i_page *kept;    /* NULL, or that of the last token, which is computed again */
+    int32_t *outgrown;          /* the session's history before it grew; tokens may lie in it */
 };
 
 /* Advance n different sessions of one model.  OK if all went well, else the status of the member that failed last, of which

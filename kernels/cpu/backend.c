@@ -13,7 +13,6 @@
 
 #ifdef DSV2I_X86
 #include <cpuid.h>
-#include <immintrin.h>
 #endif
 
 #define MAX_THREADS 1024
@@ -120,10 +119,6 @@ static int op_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape,
     be->shape = shape;
     be->batch = batch;
     be->plan = make_plan(be, shape, batch->n_rows);
-#ifdef DSV2I_X86
-    be->saved_mxcsr = _mm_getcsr();
-    _mm_setcsr(0x1F80); /* round to nearest, denormals kept, no traps: whatever the host has set */
-#endif
     first = (int32_t *)(be->scratch + be->plan.seqs);
     for (int32_t row = 0, seq = 0; seq <= batch->n_seqs; seq++) {
         while (row < batch->n_rows && batch->seq[row] < seq)
@@ -151,9 +146,6 @@ static int op_finish(struct dsv2i_backend *base)
 
     be->shape = NULL;
     be->batch = NULL;
-#ifdef DSV2I_X86
-    _mm_setcsr(be->saved_mxcsr);
-#endif
     return 0;
 }
 

@@ -91,7 +91,6 @@ struct dsv2i_cpu {
     const struct dsv2i_shape *shape;
     const struct dsv2i_batch *batch;
     struct dsv2i_plan plan;
-    uint32_t saved_mxcsr;
 };
 
 /* x rows of a product: row i is x + index[i] * ld, or x + i * ld when index is NULL. */

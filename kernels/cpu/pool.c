@@ -6,6 +6,7 @@
  * but a machine with something else to do gets its cores back.
  *
  * SPDX-License-Identifier: MIT */
+#include <fenv.h>
 #include <sched.h>
 #include <signal.h>
 #include <unistd.h>
@@ -61,9 +62,7 @@ static void *worker_main(void *arg)
     struct dsv2i_worker *w = arg;
     struct dsv2i_pool *p = &w->be->pool;
 
-#ifdef DSV2I_X86
-    _mm_setcsr(0x1F80);
-#endif
+    fesetenv(FE_DFL_ENV); /* not what the thread had that made this one */
     while (!atomic_load(&p->stop)) {
         work(w->be, w->thread);
         for (int i = 0; i < SPIN && atomic_load_explicit(&p->left, memory_order_relaxed) == 0; i++)

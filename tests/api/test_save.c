@@ -180,6 +180,21 @@ static int n_files(const char *keep, int remove_others)
     return n;
 }
 
+static uint64_t get(const unsigned char *p, int n)
+{
+    uint64_t v = 0;
+
+    while (n--)
+        v = v << 8 | p[n];
+    return v;
+}
+
+static void put(unsigned char *p, uint64_t v, int n)
+{
+    for (int i = 0; i < n; i++, v >>= 8)
+        p[i] = v & 0xFF;
+}
+
 static int32_t id_at(size_t i)
 {
     uint64_t state = i * 7919 + 5;
@@ -391,26 +406,77 @@ static void restored_life(void **state)
     free(saved.data);
 }
 
+static int32_t stop_at_once(void *user, uint64_t done, uint64_t total)
+{
+    return 1;
+}
+
+static dsv2_session *with_attention(int32_t attention, int stopped)
+{
+    dsv2_session_params p;
+    dsv2_session *s;
+
+    dsv2_session_params_init(&p, sizeof p);
+    p.kv_type = DSV2_KV_F32;
+    p.attention = attention;
+    p.n_batch = stopped ? 8 : 256;
+    p.progress = stopped ? stop_at_once : NULL;
+    must(dsv2_session_create(model, &p, &s));
+    return s;
+}
+
+/* What scoring computes again behind a truncate, it computes in the form of attention of the past, which is saved, too. */
+static void forms_of_attention(void **state)
+{
+    dsv2_session *a = with_attention(DSV2_ATTENTION_AUTO, 0), *b = with_attention(DSV2_ATTENTION_AUTO, 0);
+    dsv2_token_score by_a[20], by_b[20];
+    struct bytes saved, other;
+    int32_t ids[20];
+
+    for (size_t i = 0; i < 20; i++)
+        ids[i] = id_at(50 + i);
+    advance(a, 100, 0);
+    must(dsv2_session_truncate(a, 50));
+    saved = export(a);
+    assert_true(get(saved.data + saved.n - 16, 8) == ((uint64_t)1 << 50) - 1); /* all expanded */
+    must(dsv2_session_import(b, saved.data, saved.n));
+    must(dsv2_session_score(a, ids, 20, by_a, sizeof *by_a));
+    must(dsv2_session_score(b, ids, 20, by_b, sizeof *by_b));
+    assert_memory_equal(by_a, by_b, sizeof by_a);
+    other = export(a);
+    is_as(b, other);
+    dsv2_session_free(a);
+    dsv2_session_free(b);
+
+    /* a session that has another form computes it again in its own, and does not change if it is stopped, alone or with a fork */
+    for (int forked = 0; forked < 2; forked++) {
+        dsv2_session *stopped = with_attention(DSV2_ATTENTION_ABSORBED, 1), *fork = NULL;
+        struct bytes before;
+
+        must(dsv2_session_import(stopped, saved.data, saved.n));
+        before = export(stopped);
+        if (forked)
+            must(dsv2_session_fork(stopped, &fork));
+        expect(dsv2_session_score(stopped, ids, 20, by_a, sizeof *by_a), DSV2_ERR_CANCELLED, NULL);
+        is_as(stopped, before);
+        if (forked)
+            is_as(fork, before);
+        must(dsv2_session_score(stopped, ids, 1, by_a, sizeof *by_a)); /* no piece after which to stop */
+        if (forked)
+            is_as(fork, before);
+        free(before.data);
+        dsv2_session_free(stopped);
+        dsv2_session_free(fork);
+    }
+    free(saved.data);
+    free(other.data);
+}
+
 /* ---- The format: a second reading of what lib/save.c says, on XXH64 with known answers */
 
 enum { VERSION_AT = 8, BYTES_AT = 12, CONFIG_AT = 20, TOKENIZER_AT = 28, WEIGHTS_AT = 36, VOCAB_AT = 44, LAYERS_AT = 48, KV_TYPE_AT = 52,
        KV_FORMAT_AT = 56, TOKEN_BYTES_AT = 60, PAGE_TOKENS_AT = 64, ATTENTION_AT = 68, N_TOKENS_AT = 72, N_PROMPT_AT = 76, N_LOGITS_AT = 80,
        HEADER = 84 };
-
-static uint64_t get(const unsigned char *p, int n)
-{
-    uint64_t v = 0;
-
-    while (n--)
-        v = v << 8 | p[n];
-    return v;
-}
-
-static void put(unsigned char *p, uint64_t v, int n)
-{
-    for (int i = 0; i < n; i++, v >>= 8)
-        p[i] = v & 0xFF;
-}
 
 /* Lengths of the sections; returns how many. */
 static int sections(const unsigned char *b, size_t length[20])
@@ -423,7 +489,7 @@ static int sections(const unsigned char *b, size_t length[20])
     if (logits)
         length[n++] = 4 * logits;
     for (size_t at = 0; at < tokens; at += 64)
-        length[n++] = (tokens - at < 64 ? tokens - at : 64) * LAYERS * get(b + TOKEN_BYTES_AT, 4);
+        length[n++] = (tokens - at < 64 ? tokens - at : 64) * LAYERS * get(b + TOKEN_BYTES_AT, 4) + 8;
     return n;
 }
 
@@ -456,7 +522,7 @@ static void format(void **state)
         sum += length[i] + 8;
     assert_int_equal(sum, saved.n);
     assert_memory_equal(saved.data, "DSV2SESS", 8);
-    assert_int_equal(get(saved.data + VERSION_AT, 4), 1);
+    assert_int_equal(get(saved.data + VERSION_AT, 4), 2);
     assert_int_equal(get(saved.data + BYTES_AT, 8), saved.n);
     assert_int_equal(get(saved.data + VOCAB_AT, 4), VOCAB);
     assert_int_equal(get(saved.data + LAYERS_AT, 4), LAYERS);
@@ -582,7 +648,8 @@ static void forged(void **state)
         dsv2_status status;
         const char *text;
     } cases[] = {
-        {VERSION_AT, 4, 2, DSV2_ERR_UNSUPPORTED, "version: 2"},
+        {VERSION_AT, 4, 1, DSV2_ERR_UNSUPPORTED, "version: 1"},
+        {VERSION_AT, 4, 3, DSV2_ERR_UNSUPPORTED, "version: 3"},
         {BYTES_AT, 8, 7, DSV2_ERR_FORMAT, "size"},
         {BYTES_AT, 8, UINT64_MAX, DSV2_ERR_FORMAT, "18446744073709551615"},
         {CONFIG_AT, 8, 1, DSV2_ERR_FORMAT, "config.json: is 1"},
@@ -620,6 +687,10 @@ static void forged(void **state)
             put(b.data + HEADER, dsv2i_hash(0, b.data, HEADER), 8);
         offer(&v, b.data, b.n, cases[i].status, cases[i].text);
     }
+    memcpy(b.data, v.good.data, b.n);
+    b.data[b.n - 16] = 4;
+    seal(b);
+    offer(&v, b.data, b.n, DSV2_ERR_FORMAT, "page of token 0: forms of attention: 0x4, but it has 2 tokens");
     memset(b.data, 0, b.n); /* no tokens, but logits */
     memcpy(b.data, v.good.data, HEADER);
     put(b.data + N_TOKENS_AT, 0, 4);
@@ -648,6 +719,7 @@ static void garbage_under_checksums(void **state)
         for (size_t k = 0; k <= sizeof fill; k++) {
             for (size_t i = HEADER + 8 + 70 * 4 + 8; i < b.n; i++)
                 b.data[i] = k < sizeof fill ? fill[k] : (unsigned char)random_u32(&rng);
+            put(b.data + b.n - 16, get(b.data + b.n - 16, 8) & 0x3F, 8); /* of 6 tokens */
             seal(b);
             must(dsv2_session_import(s, b.data, b.n));
             is_as(s, b);
@@ -1195,7 +1267,8 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_length), cmocka_unit_test(other_attention), cmocka_unit_test(restored_life), cmocka_unit_test(format),
+        cmocka_unit_test(every_length), cmocka_unit_test(other_attention), cmocka_unit_test(restored_life),
+        cmocka_unit_test(forms_of_attention), cmocka_unit_test(format),
         cmocka_unit_test(every_length_cut), cmocka_unit_test(every_bit_flipped), cmocka_unit_test(damaged_file),
         cmocka_unit_test(forged), cmocka_unit_test(garbage_under_checksums), cmocka_unit_test(moved_sections),
         cmocka_unit_test(other_models), cmocka_unit_test(does_not_fit), cmocka_unit_test(prefix_cache), cmocka_unit_test(no_memory),

@@ -183,7 +183,7 @@ static uint64_t need_of(const struct slot *x, int n, int again)
     int first = (x->pos - again) / PAGE, old = x->s->kv.n_pages, shared = 0;
 
     if (first < old) /* with other sessions; a copy for the cache's sake alone is not needed when it would be the last page */
-        shared = x->s->kv.page[first]->refs - x->s->kv.page[first]->cached > 1;
+        shared = again || x->s->kv.page[first]->refs - x->s->kv.page[first]->cached > 1; /* and always for what is computed again */
     return (uint64_t)((x->pos + n + PAGE - 1) / PAGE - old + shared);
 }
 

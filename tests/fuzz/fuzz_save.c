@@ -13,7 +13,7 @@ enum {
     SMALL = 4,              /* into a session of 16 tokens */
     RAW = 8,
     HEADER = 84, BYTES_AT = 12, MODEL_AT = 20, N_MODEL = 24, VOCAB_AT = 44, LAYERS_AT = 48, TOKEN_BYTES_AT = 60, ATTENTION_AT = 68, N_TOKENS_AT = 72, N_PROMPT_AT = 76, N_LOGITS_AT = 80,
-    N_TYPES = DSV2_KV_6BIT + 1, N_BASES = 6, MOST = 1 << 16, CHECKSUM = 8
+    N_TYPES = DSV2_KV_6BIT + 1, N_BASES = 6, MOST = 1 << 16, CHECKSUM = 8, FORMS = 8
 };
 
 /* How long each is, and how long it was before it was cut, which takes the logits away. */
@@ -132,7 +132,7 @@ static void seal(struct image *b)
     of_token = get(b->data + LAYERS_AT, 4) * get(b->data + TOKEN_BYTES_AT, 4) % MOST;
     whole = seal_section(b, &at, 4 * tokens, &checksum) && (!logits || seal_section(b, &at, 4 * logits, &checksum));
     for (; whole && tokens; tokens -= tokens < 64 ? tokens : 64)
-        whole = seal_section(b, &at, of_token * (tokens < 64 ? tokens : 64), &checksum);
+        whole = seal_section(b, &at, of_token * (tokens < 64 ? tokens : 64) + FORMS, &checksum);
 }
 
 static void change(struct image *b, const uint8_t *data, size_t size)

@@ -401,7 +401,7 @@ def save_seeds() -> None:
     one("files-short", files | unsealed, of70, -1)
     one("files-empty", files, of3, -5000)
     one("nothing", 0, 0)
-    put("save", "raw", bytes([raw, 0]) + b"DSV2SESS" + struct.pack("<IQQQQ10I", 1, 100, 0, 0, 0, 11, 3, 0, 1, 18, 64, 0, 0, 0, 0) + bytes(16))
+    put("save", "raw", bytes([raw, 0]) + b"DSV2SESS" + struct.pack("<IQQQQ10I", 2, 100, 0, 0, 0, 11, 3, 0, 1, 18, 64, 0, 0, 0, 0) + bytes(16))
     put("save", "raw-short", bytes([raw | unsealed, 0]) + b"DSV2")
     for n in range(1, 40):
         put("save", f"no-memory-{n}", struct.pack(">BBh", n % 2, of70, 0) + b"\xfe" + bytes([n]))

@@ -10,10 +10,6 @@
 
 #include "harness.h"
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
 static char name[160];
 
 static const double zero_freq[1];
@@ -315,37 +311,6 @@ static void check_score_nan(void)
     }
 }
 
-/* Calls do not feel the host's rounding mode or flushing of denormals, and give them back. */
-static void check_mxcsr(void)
-{
-#ifdef __x86_64__
-    enum { N = 40, DIM = 2048 };
-    const unsigned strange = 0x1F80 | 0x8040 | 0x6000; /* flush, denormals are zero, towards zero */
-    struct dsv2i_weight w = make_weight(DSV2I_BF16, N, DIM, 1);
-    float *x = normals(DIM, 1e-38f), y[2][N];
-    int32_t zero = 0;
-    const struct dsv2i_seq seq = { .page = NULL };
-    const struct dsv2i_batch batch = { .n_rows = 1, .n_seqs = 1, .token = &zero, .pos = &zero, .seq = &zero, .seqs = &seq };
-
-    for (int i = 0; i < n_variants; i++) {
-        struct dsv2i_backend *be = variants[i].be;
-
-        for (int k = 0; k < 2; k++) {
-            be->op->reserve(be, &plain, 1);
-            _mm_setcsr(k ? strange : 0x1F80);
-            be->op->begin(be, &plain, &batch);
-            be->op->linear(be, y[k], x, &w, 1, 0);
-            be->op->finish(be);
-            expect((_mm_getcsr() & ~0x3Fu) == ((k ? strange : 0x1F80) & ~0x3Fu), "MXCSR", "not given back: %x", _mm_getcsr());
-            _mm_setcsr(0x1F80);
-        }
-        same_bits("MXCSR", y[1], y[0], N);
-    }
-    free_weight(&w);
-    free(x);
-#endif
-}
-
 /* Hooks that fail the n-th request. */
 static int requests_left, live;
 
@@ -403,7 +368,6 @@ int main(int argc, char **argv)
         return 0;
     }
     check_memory();
-    check_mxcsr();
     for (int dtype = DSV2I_F32; dtype < FORMATS; dtype++) {
         static const int shape[][3] = { { 1, 576, 2048 }, { 4, 160, 5120 }, { 5, 33, 1536 }, { 70, 49, 1408 }, { 131, 19, 1031 },
                                         { 3, 17, 5 },     { 9, 5, 17 },     { 1, 1, 1 },     { 6, 2, 513 } };

@@ -124,17 +124,19 @@ dsv2_backend_info dsv2i_backend_describe(const char *cuda_module, int32_t i)
 {
     dsv2_backend_info info = {.struct_size = sizeof info, .backend = i, .available = 1, .n_devices = 1, .name = "cpu"};
     const char *why = "there is no device";
+    char reason[REASON];
     struct module m;
 
     if (i == DSV2_BACKEND_CPU)
         return info;
     strcpy(info.name, "cuda");
     info.n_devices = 0;
-    if (!load_module(cuda_module, &m, info.reason)) {
+    if (load_module(cuda_module, &m, reason))
+        why = reason;
+    else
         info.n_devices = m.devices(&why);
-        if (!info.n_devices)
-            snprintf(info.reason, sizeof info.reason, "%s", why);
-    }
     info.available = info.n_devices > 0;
+    if (!info.available)
+        snprintf(info.reason, sizeof info.reason, "%.*s", (int)sizeof info.reason - 1, why);
     return info;
 }

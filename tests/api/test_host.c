@@ -4,8 +4,11 @@
 
 #include <fenv.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #ifdef __x86_64__
 #include <xmmintrin.h>
 #endif
@@ -284,6 +287,50 @@ static void outputs(void **state)
     assert_int_equal(info.vocab_size, -7);
 }
 
+/* ---- The CUDA module is looked for beside the program that the library is part of, whatever its name is said to be */
+
+static int print_reason(void)
+{
+    dsv2_backend_info infos[2];
+    size_t n;
+
+    if (dsv2_backend_list(NULL, infos, sizeof *infos, 2, &n) != DSV2_OK)
+        return 1;
+    return fputs(infos[1].reason, stdout) < 0;
+}
+
+static void module_folder(void **state)
+{
+    static const char *const names[] = {"/nowhere/at/all", "nothing", ""};
+    char self[1024], reason[1200];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 32);
+
+    assert_true(n > 0);
+    self[n] = 0;
+    strcpy(strrchr(self, '/') + 1, "libdsv2-cuda.so: ");
+    for (int i = 0; i < 3; i++) {
+        int out[2], status;
+        pid_t pid;
+
+        assert_int_equal(pipe(out), 0);
+        pid = fork();
+        if (!pid) {
+            dup2(out[1], 1);
+            execl("/proc/self/exe", names[i], "--reason", (char *)NULL);
+            _exit(127);
+        }
+        close(out[1]);
+        n = read(out[0], reason, sizeof reason - 1);
+        close(out[0]);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+        assert_true(n > 0);
+        reason[n] = 0;
+        if (strncmp(reason, self, strlen(self)))
+            fail_msg("%s, not %s", reason, self);
+    }
+}
+
 static int set_up(void **state)
 {
     ctx = open_context(2);
@@ -298,12 +345,14 @@ static int tear_down(void **state)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(floating_point), cmocka_unit_test(callbacks), cmocka_unit_test(own_history),
-        cmocka_unit_test(no_memory), cmocka_unit_test(nan_scores), cmocka_unit_test(outputs),
+        cmocka_unit_test(no_memory), cmocka_unit_test(nan_scores), cmocka_unit_test(outputs), cmocka_unit_test(module_folder),
     };
 
+    if (argc > 1)
+        return print_reason();
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -316,7 +316,8 @@ typedef struct dsv2_chat_message {
 #define DSV2_CHAT_NO_MARKERS 2u
 
 /* Render messages (n of them, each message_size = sizeof(dsv2_chat_message) bytes apart) byte for byte as the checkpoint's
- * chat_template does.  The text begins with the BOS marker: tokenize it without DSV2_TOKENIZE_BOS.
+ * chat_template does.  The text has the BOS marker in it: tokenize it without DSV2_TOKENIZE_BOS.  It begins with it, unless the
+ * template is V2.5's with indentation, which puts eight blanks in front for each system message.
  * V2.5 renders the results of tools (role "tool") and an assistant's tool calls, these only where content is NULL, as its template does;
  * V2 has neither.
  * Errors: UNSUPPORTED (no template, an unknown one, V2 and an assistant's message of tool calls only), INVALID (V2.5 and an assistant's

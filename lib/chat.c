@@ -17,6 +17,7 @@ struct dsv2i_chat {
     const struct dsv2i_hooks *mem;
     const char *config, *file; /* names: where the special tokens stand, where the template does */
     int32_t kind;
+    const char *indentation; /* what a system message puts in front of BOS */
     char *bos, *eos;
 };
 
@@ -38,28 +39,31 @@ static const char v2_template[] =
     " + tool['type'] + '" CALL_SEP "' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments']" \
     " + '\\n' + '```' + '" CALL_END "'"
 
-/* V2.5, and the first form of V3. */
-static const char v25_template[] =
-    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
-    "{% set ns = namespace(is_first=false, is_tool=false, is_output_first=true, system_prompt='') %}"
-    "{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}"
-    "{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}"
-    "{%- for message in messages %}{%- if message['role'] == 'user' %}{%- set ns.is_tool = false -%}"
-    "{{'<｜User｜>' + message['content']}}{%- endif %}"
-    "{%- if message['role'] == 'assistant' and message['content'] is none %}{%- set ns.is_tool = false -%}"
-    "{%- for tool in message['tool_calls']%}{%- if not ns.is_first %}"
-    "{{'<｜Assistant｜><｜tool▁calls▁begin｜>" CALL_BEGIN "'" CALL_TAIL "}}{%- set ns.is_first = true -%}{%- else %}"
-    "{{'\\n' + '" CALL_BEGIN "'" CALL_TAIL "}}{{'<｜tool▁calls▁end｜><｜end▁of▁sentence｜>'}}"
-    "{%- endif %}{%- endfor %}{%- endif %}"
-    "{%- if message['role'] == 'assistant' and message['content'] is not none %}{%- if ns.is_tool %}"
-    "{{'<｜tool▁outputs▁end｜>' + message['content'] + '<｜end▁of▁sentence｜>'}}{%- set ns.is_tool = false -%}{%- else %}"
-    "{{'<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endif %}"
-    "{%- if message['role'] == 'tool' %}{%- set ns.is_tool = true -%}{%- if ns.is_output_first %}"
-    "{{'<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>'}}"
-    "{%- set ns.is_output_first = false %}{%- else %}"
-    "{{'\\n<｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>'}}{%- endif %}{%- endif %}{%- endfor -%}"
-    "{% if ns.is_tool %}{{'<｜tool▁outputs▁end｜>'}}{% endif %}"
-    "{% if add_generation_prompt and not ns.is_tool %}{{'<｜Assistant｜>'}}{% endif %}";
+/* V2.5, and the first form of V3.  Published copies of V2.5's are indented in one line: Jinja takes all of that off but these blanks, which
+ * each system message puts in front of BOS. */
+#define INDENTATION "        "
+#define V25_TEMPLATE(indentation) \
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}" \
+    "{% set ns = namespace(is_first=false, is_tool=false, is_output_first=true, system_prompt='') %}" \
+    "{%- for message in messages %}{%- if message['role'] == 'system' %}" indentation "{% set ns.system_prompt = message['content'] %}" \
+    "{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}" V25_MESSAGES
+#define V25_MESSAGES \
+    "{%- for message in messages %}{%- if message['role'] == 'user' %}{%- set ns.is_tool = false -%}" \
+    "{{'<｜User｜>' + message['content']}}{%- endif %}" \
+    "{%- if message['role'] == 'assistant' and message['content'] is none %}{%- set ns.is_tool = false -%}" \
+    "{%- for tool in message['tool_calls']%}{%- if not ns.is_first %}" \
+    "{{'<｜Assistant｜><｜tool▁calls▁begin｜>" CALL_BEGIN "'" CALL_TAIL "}}{%- set ns.is_first = true -%}{%- else %}" \
+    "{{'\\n' + '" CALL_BEGIN "'" CALL_TAIL "}}{{'<｜tool▁calls▁end｜><｜end▁of▁sentence｜>'}}" \
+    "{%- endif %}{%- endfor %}{%- endif %}" \
+    "{%- if message['role'] == 'assistant' and message['content'] is not none %}{%- if ns.is_tool %}" \
+    "{{'<｜tool▁outputs▁end｜>' + message['content'] + '<｜end▁of▁sentence｜>'}}{%- set ns.is_tool = false -%}{%- else %}" \
+    "{{'<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endif %}" \
+    "{%- if message['role'] == 'tool' %}{%- set ns.is_tool = true -%}{%- if ns.is_output_first %}" \
+    "{{'<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>'}}" \
+    "{%- set ns.is_output_first = false %}{%- else %}" \
+    "{{'\\n<｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>'}}{%- endif %}{%- endif %}{%- endfor -%}" \
+    "{% if ns.is_tool %}{{'<｜tool▁outputs▁end｜>'}}{% endif %}" \
+    "{% if add_generation_prompt and not ns.is_tool %}{{'<｜Assistant｜>'}}{% endif %}"
 
 /* ---- Canonical form ---- */
 
@@ -218,8 +222,13 @@ static dsv2_status recognise(struct dsv2i_chat *c, const char *file, const char 
     static const struct {
         const char *text;
         int32_t kind;
-    } known[] = {{v2_template, DSV2_CHAT_V2}, {v25_template, DSV2_CHAT_V25}};
-    size_t used, longest = sizeof v25_template;
+        const char *indentation;
+    } known[] = {
+        {v2_template, DSV2_CHAT_V2, ""},
+        {V25_TEMPLATE(""), DSV2_CHAT_V25, ""},
+        {V25_TEMPLATE(INDENTATION), DSV2_CHAT_V25, INDENTATION},
+    };
+    size_t used, longest = sizeof V25_TEMPLATE(INDENTATION);
     char *given = n < SIZE_MAX / 8 ? dsv2i_alloc(c->mem, 4 * n + 8, 1) : NULL, *form = dsv2i_alloc(c->mem, 3 * longest + 8, 1);
 
     c->file = file;
@@ -229,8 +238,10 @@ static dsv2_status recognise(struct dsv2i_chat *c, const char *file, const char 
 
         used = canonical(lines, put_lines(text, n, lines), given);
         for (size_t i = 0; i < sizeof known / sizeof *known && used; i++)
-            if (canonical(known[i].text, strlen(known[i].text), form) == used && !memcmp(form, given, used))
+            if (canonical(known[i].text, strlen(known[i].text), form) == used && !memcmp(form, given, used)) {
                 c->kind = known[i].kind;
+                c->indentation = known[i].indentation;
+            }
     }
     dsv2i_free(c->mem, given);
     dsv2i_free(c->mem, form);
@@ -284,7 +295,9 @@ static dsv2_status read_template(struct dsv2i_chat *c, const char *file, const c
 
 static dsv2_status check_special(const struct dsv2i_chat *c)
 {
-    if ((c->kind == DSV2_CHAT_V2 || c->kind == DSV2_CHAT_V25) && (!c->bos || !c->eos))
+    int known = c->kind == DSV2_CHAT_V2 || c->kind == DSV2_CHAT_V25;
+
+    if (known && (!c->bos || (c->kind == DSV2_CHAT_V2 && !c->eos)))
         return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: is missing, and the chat template needs it", c->config,
                           c->bos ? "eos_token" : "bos_token");
     return DSV2_OK;
@@ -460,8 +473,10 @@ static void render_v25(const struct conversation *v, struct output *o)
     for (size_t i = 0; i < v->n; i++) {
         dsv2_chat_message m = message_at(v, i);
 
-        if (is_role(&m, "system"))
+        if (is_role(&m, "system")) {
             system = m;
+            put_string(o, v->chat->indentation);
+        }
     }
     put_string(o, v->chat->bos);
     put_content(o, &system);

@@ -53,10 +53,19 @@ V25 = (
     "{% if ns.is_tool %}{{'<｜tool▁outputs▁end｜>'}}{% endif %}"
     "{% if add_generation_prompt and not ns.is_tool %}{{'<｜Assistant｜>'}}{% endif %}"
 )
+# The same with the blanks of an indentation, as in the metadata of published conversions of V2.5.  Those before "set ns.system_prompt" are
+# text: Jinja strips them at the beginning of a line only, and all of it is one line.
+V25_INDENTED = V25
+for tag, width in {
+    "{%- if message['role']": 4, "{% set ns.system_prompt": 8, "{%- endif %}{%- endfor %}{{bos": 4, "{%- set ns.is_tool = false -%}{{'<｜User": 4,
+    "{%- for tool in": 8, "{%- if not ns.is_first": 12, "{%- set ns.is_first": 12, "{%- if ns.is_tool": 8, "{%- if ns.is_output_first": 8,
+}.items():
+    assert tag in V25
+    V25_INDENTED = V25_INDENTED.replace(tag, " " * width + tag)
 # A file may write \n inside the quotes of the template, or a real line feed: same rendering, other string.
 TEMPLATES = {
     "v2-chat": V2, "v2-chat-line-feeds": V2.replace("\\n", "\n"), "coder-v2": V2,
-    "v2.5": V25, "v2.5-line-feeds": V25.replace("\\n", "\n"),
+    "v2.5": V25, "v2.5-line-feeds": V25.replace("\\n", "\n"), "v2.5-indented": V25_INDENTED,
 }
 
 Message = dict[str, Any]

@@ -134,11 +134,11 @@ static void test_renderings(void **state)
 
 static void test_recognised(void **state)
 {
-    static const char *const v2[] = {"v2-chat", "v2-chat-line-feeds", "coder-v2"}, *const v25[] = {"v2.5", "v2.5-line-feeds"};
+    static const char *const v2[] = {"v2-chat", "v2-chat-line-feeds", "coder-v2"}, *const v25[] = {"v2.5", "v2.5-line-feeds", "v2.5-indented"};
 
     for (int i = 0; i < 3; i++)
         assert_int_equal(kind_of(template_of(v2[i])), DSV2_CHAT_V2);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 3; i++)
         assert_int_equal(kind_of(template_of(v25[i])), DSV2_CHAT_V25);
 }
 
@@ -237,6 +237,12 @@ static void test_config_forms(void **state)
     text = cJSON_PrintUnformatted(config);
     assert_int_equal(dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", text, strlen(text), &chat), DSV2_ERR_FORMAT);
     assert_non_null(strstr(dsv2_last_error(), "eos_token"));
+    free(text);
+    cJSON_ReplaceItemInObject(config, "chat_template", cJSON_CreateString(template_of("v2.5"))); /* which does not use it */
+    text = cJSON_PrintUnformatted(config);
+    chat = parse(text);
+    assert_int_equal(dsv2i_chat_kind(chat), DSV2_CHAT_V25);
+    dsv2i_chat_free(chat);
     free(text);
     cJSON_Delete(config);
     assert_int_equal(dsv2i_chat_parse(&dsv2i_heap, "tokenizer_config.json", NULL, 0, &chat), DSV2_OK);

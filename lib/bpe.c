@@ -8,6 +8,8 @@
 
 #include <string.h>
 
+#include "hash.h"
+
 enum { SHORT = 64 };
 #define NO_RANK UINT32_MAX
 #define NONE UINT32_MAX
@@ -48,6 +50,7 @@ dsv2_status dsv2i_bpe_init(struct dsv2i_bpe *bpe, const struct dsv2i_hooks *mem,
     bpe->table = dsv2i_alloc(mem, bpe->mask + 1, sizeof *bpe->table);
     if (!bpe->table)
         return dsv2i_fail(DSV2_ERR_NOMEM, "no memory for %zu merges", n_merges);
+    bpe->multiplier = dsv2i_hash_seed(bpe->table) | 1;
     memset(bpe->table, 0xFF, (bpe->mask + 1) * sizeof *bpe->table);
     return DSV2_OK;
 }
@@ -71,7 +74,7 @@ static inline uint64_t pair_of(int32_t left, int32_t right)
 /* The slot that holds a pair, or the empty one where it would go. */
 static inline struct dsv2i_merge *slot_of(const struct dsv2i_bpe *bpe, uint64_t pair)
 {
-    size_t i = (size_t)((pair ^ pair >> 29) * 0x9E3779B97F4A7C15u >> bpe->shift);
+    size_t i = (size_t)((pair ^ pair >> 29) * bpe->multiplier >> bpe->shift);
 
     while (bpe->table[i].pair != pair && bpe->table[i].pair != UINT64_MAX)
         i = (i + 1) & bpe->mask;

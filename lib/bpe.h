@@ -25,6 +25,7 @@ struct dsv2i_bpe {
     struct dsv2i_merge *table;  /* open addressing, a power of two */
     size_t mask;
     int shift;
+    uint64_t multiplier;        /* odd: of the table's hash */
     int32_t byte_id[256];       /* token of a single byte; -1: none, such bytes vanish as in HF tokenizers without unk */
 };
 

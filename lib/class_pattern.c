@@ -10,6 +10,7 @@
  * space anew.  Everything else about a pattern is read as Oniguruma does; what is not of these forms is left to regex.c. */
 #include "class_pattern.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "unicode.h"
@@ -17,7 +18,7 @@
 
 struct class {
     uint32_t bmp[0x10000 / 32];     /* one bit for each code point below 10000 */
-    struct dsv2i_range *high;       /* those above, in the order of the pattern */
+    struct dsv2i_range *high;       /* those above; when the pattern is read, ascending and apart */
     size_t n_high, capacity;
 };
 
@@ -33,16 +34,49 @@ static inline int has(const struct class *c, uint32_t cp)
 {
     if (cp < 0x10000)
         return c->bmp[cp >> 5] >> (cp & 31) & 1;
-    for (size_t i = 0; i < c->n_high; i++)
-        if (cp >= c->high[i].first && cp <= c->high[i].last)
+    for (size_t lo = 0, hi = c->n_high; lo < hi;) {
+        size_t i = lo + (hi - lo) / 2;
+
+        if (cp > c->high[i].last)
+            lo = i + 1;
+        else if (cp < c->high[i].first)
+            hi = i;
+        else
             return 1;
+    }
     return 0;
+}
+
+static int by_first(const void *a, const void *b)
+{
+    const struct dsv2i_range *x = a, *y = b;
+
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+/* Bring the ranges in order, those that meet made one. */
+static void settle(struct class *c)
+{
+    size_t n = 0;
+
+    if (c->n_high)
+        qsort(c->high, c->n_high, sizeof *c->high, by_first);
+    for (size_t i = 0; i < c->n_high; i++)
+        if (n && c->high[i].first <= c->high[n - 1].last + 1)
+            c->high[n - 1].last = c->high[i].last > c->high[n - 1].last ? c->high[i].last : c->high[n - 1].last;
+        else
+            c->high[n++] = c->high[i];
+    c->n_high = n;
 }
 
 static dsv2_status add(const struct dsv2i_hooks *mem, struct class *c, uint32_t first, uint32_t last)
 {
-    for (uint32_t cp = first; cp <= last && cp < 0x10000; cp++)
-        c->bmp[cp >> 5] |= 1u << (cp & 31);
+    for (uint32_t cp = first, next; cp <= last && cp < 0x10000; cp = next) { /* a word of bits at a time */
+        uint32_t end = last < (cp | 31) ? last : cp | 31;
+
+        next = end + 1;
+        c->bmp[cp >> 5] |= (UINT32_MAX << (cp & 31)) & (UINT32_MAX >> (31 - (end & 31)));
+    }
     if (last < 0x10000)
         return DSV2_OK;
     if (c->n_high == c->capacity) {
@@ -229,6 +263,8 @@ dsv2_status dsv2i_class_pattern_compile(const struct dsv2i_hooks *mem, const cha
         dsv2i_class_pattern_free(l);
         return status;
     }
+    settle(&l->lead);
+    settle(&l->body);
     *out = l;
     return DSV2_OK;
 }

@@ -195,7 +195,8 @@ static dsv2_status read_experts(const struct src *s, struct dsv2i_config *c)
 
     DSV2I_TRY(read_int_or_null(s, "n_routed_experts", 1, MAX_EXPERTS, 0, 0, &p->n_routed_experts));
     DSV2I_TRY(read_int_or_null(s, "n_shared_experts", 0, MAX_SHARED, 0, 0, &p->n_shared_experts));
-    DSV2I_TRY(read_int(s, "moe_intermediate_size", 1, MAX_WIDTH, 1407, &p->moe_intermediate_size));
+    DSV2I_TRY(p->n_routed_experts ? read_int(s, "moe_intermediate_size", 1, MAX_WIDTH, 1407, &p->moe_intermediate_size)
+                                  : read_int_or_null(s, "moe_intermediate_size", 0, MAX_WIDTH, 1407, 0, &p->moe_intermediate_size));
     DSV2I_TRY(read_int(s, "first_k_dense_replace", 0, p->num_hidden_layers, 0, &c->first_k_dense_replace));
     DSV2I_TRY(read_int(s, "moe_layer_freq", 1, MAX_LAYERS, 1, &c->moe_layer_freq));
     DSV2I_TRY(read_int_or_null(s, "num_experts_per_tok", 1, MAX_EXPERTS, 0, 0, &p->num_experts_per_tok));
@@ -509,6 +510,7 @@ void dsv2i_config_parameters(const struct dsv2i_config *c, uint64_t *total, uint
 /* ---- quantization_config --------------------------------------------------------------------------------------------- */
 
 #define QUANTIZATION "quantization_config"
+#define TIME_FOR_IGNORED 5000000000u /* a few are over in an instant; a file must not make loading take hours */
 
 /* A module's name, or a regular expression that its beginning must match. */
 struct dsv2i_ignored {
@@ -544,7 +546,7 @@ static dsv2_status add_ignored(struct dsv2i_quantization *q, const struct src *s
     q->n_ignored++;
     if (strncmp(to->text, "re:", 3) != 0)
         return DSV2_OK;
-    return dsv2i_regex_compile(q->mem, s->file, path, to->text + 3, strlen(to->text + 3), DSV2I_REGEX_SHORT, &to->regex);
+    return dsv2i_regex_compile(q->mem, s->file, path, to->text + 3, strlen(to->text + 3), DSV2I_REGEX_BEGIN, &to->regex);
 }
 
 static dsv2_status read_ignored(struct dsv2i_quantization *q, const struct src *s, const char *key)
@@ -644,15 +646,21 @@ static dsv2_status read_group(struct dsv2i_quantization *q, const char *file, co
 
 static dsv2_status read_compressed(struct dsv2i_quantization *q, const struct src *s)
 {
-    static const char *const others[] = {"sparsity_config", "transform_config"}; /* would make other weights of the stored ones */
+    static const char *const others[] = {"sparsity_config", "transform_config"}; /* would make other weights of the stored ones, unless */
+    static const char *const nothing[] = {"dense", NULL};                          /* their format is this */
     const cJSON *groups = dsv2i_json_get(s->object, "config_groups");
+    const char *status;
 
     DSV2I_TRY(expect_name(s, "format", "float-quantized", 0));
-    DSV2I_TRY(expect_name(s, "quantization_status", "compressed", 1));
+    DSV2I_TRY(read_name(s, "quantization_status", NULL, &status));
+    if (status && strcmp(status, "frozen") != 0) /* what the first releases of compressed-tensors left there */
+        DSV2I_TRY(expect_name(s, "quantization_status", "compressed", 1));
     for (int i = 0; i < 2; i++) {
         const cJSON *other = dsv2i_json_get(s->object, others[i]);
+        const char *format = cJSON_GetStringValue(dsv2i_json_get(other, "format"));
+        int is_nothing = cJSON_IsObject(other) && (!other->child || (format && nothing[i] && !strcmp(format, nothing[i])));
 
-        if (!is_absent(s, others[i]) && !(cJSON_IsObject(other) && !other->child))
+        if (!is_absent(s, others[i]) && !is_nothing)
             return bad(DSV2_ERR_UNSUPPORTED, s, others[i], "is not supported");
     }
     if (!cJSON_IsObject(groups) || !groups->child)
@@ -687,7 +695,7 @@ dsv2_status dsv2i_quantization_parse(const struct dsv2i_hooks *mem, const char *
     cJSON *tree;
     dsv2_status status;
 
-    *out = (struct dsv2i_quantization){.mem = mem};
+    *out = (struct dsv2i_quantization){.mem = mem, .time_left = TIME_FOR_IGNORED};
     DSV2I_TRY(parse_object(file, text, n, &tree));
     s.object = tree;
     status = read_quantization(out, &s);
@@ -705,9 +713,10 @@ void dsv2i_quantization_free(struct dsv2i_quantization *q)
 }
 
 /* As Python's re.match: from the first character on. */
-static dsv2_status names(const struct dsv2i_ignored *entry, const char *module, int *yes)
+static dsv2_status names(struct dsv2i_quantization *q, const struct dsv2i_ignored *entry, const char *module, int *yes)
 {
     size_t n = strlen(module), begin = 1, end;
+    uint64_t start, spent;
     struct dsv2i_matcher m;
     dsv2_status status;
 
@@ -715,14 +724,17 @@ static dsv2_status names(const struct dsv2i_ignored *entry, const char *module, 
         *yes = strcmp(entry->text, module) == 0;
         return DSV2_OK;
     }
-    DSV2I_TRY(dsv2i_matcher_begin(&m, entry->regex, n));
+    start = dsv2i_regex_now();
+    DSV2I_TRY(dsv2i_matcher_begin(&m, entry->regex, start + q->time_left));
     status = dsv2i_matcher_next(&m, module, n, 0, &begin, &end);
     dsv2i_matcher_end(&m);
+    spent = dsv2i_regex_now() - start;
+    q->time_left -= spent < q->time_left ? spent : q->time_left;
     *yes = begin == 0;
     return status;
 }
 
-dsv2_status dsv2i_quantization_check(const struct dsv2i_quantization *q, const char *file, const char *module)
+dsv2_status dsv2i_quantization_check(struct dsv2i_quantization *q, const char *file, const char *module)
 {
     for (int32_t i = 0; i < q->n_ignored; i++) {
         const struct dsv2i_ignored *entry = &q->ignored[i];
@@ -730,7 +742,7 @@ dsv2_status dsv2i_quantization_check(const struct dsv2i_quantization *q, const c
         dsv2_status status;
         int yes;
 
-        status = names(entry, module, &yes);
+        status = names(q, entry, module, &yes);
         if (status == DSV2_OK && !yes)
             continue;
         dsv2i_quote(shown, sizeof shown, entry->text, strlen(entry->text));

@@ -41,6 +41,7 @@ struct dsv2i_quantization {
     const char *ignored_key; /* where the list of modules is that are not quantized */
     struct dsv2i_ignored *ignored;
     int32_t n_ignored;
+    uint64_t time_left;     /* for regular expressions among them, in ns of processor time */
     const struct dsv2i_hooks *mem;
 };
 
@@ -54,7 +55,7 @@ dsv2_status dsv2i_quantization_parse(const struct dsv2i_hooks *mem, const char *
                                      struct dsv2i_quantization *out);
 void dsv2i_quantization_free(struct dsv2i_quantization *q);
 /* OK, or the error that a module has quantized weights although the list says that it has not. */
-dsv2_status dsv2i_quantization_check(const struct dsv2i_quantization *q, const char *file, const char *module);
+dsv2_status dsv2i_quantization_check(struct dsv2i_quantization *q, const char *file, const char *module);
 dsv2_status dsv2i_generation_parse(const char *file, const char *text, size_t n, const struct dsv2i_config *config,
                                    struct dsv2i_generation *out);
 void dsv2i_generation_default(const struct dsv2i_config *config, struct dsv2i_generation *out);

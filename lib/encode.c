@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "regex.h"
 #include "unicode.h"
 #include "utf8.h"
 
@@ -94,13 +95,10 @@ static dsv2_status encode_span(struct encoder *e, int level, size_t begin, size_
 
         if (token->single_word && !is_single_word(e->text, begin, end, at, stop))
             continue;
-        if (token->lstrip) {
-            size_t left = strip_left(e->text, begin, at);
-
-            at = left > done ? left : done;
-        }
+        if (token->lstrip) /* what lies before done is taken: looking there would be quadratic */
+            at = at > done ? strip_left(e->text, done, at) : done;
         if (token->rstrip)
-            stop = strip_right(e->text, stop, end);
+            stop = strip_right(e->text, stop > done ? stop : done, end);
         if (at >= stop)
             continue;
         if (done < at)
@@ -128,7 +126,7 @@ static dsv2_status run(struct encoder *e, size_t n_text, int bos, int32_t *ids, 
 static dsv2_status encode_valid(const struct dsv2i_tokenizer *t, const char *text, size_t n_text, const struct dsv2i_guard *guard,
                                 int bos, int32_t *ids, size_t capacity, size_t *n)
 {
-    struct encoder e = {.t = t, .guard = guard, .text = text, .pieces.mem = t->mem, .work.mem = t->mem, .ids.mem = t->mem};
+    struct encoder e = {.t = t, .guard = guard, .text = text, .pieces = {.mem = t->mem, .deadline = dsv2i_regex_deadline(n_text)}, .work.mem = t->mem, .ids.mem = t->mem};
     dsv2_status status = run(&e, n_text, bos, ids, capacity, n);
 
     dsv2i_pieces_free(&e.pieces);

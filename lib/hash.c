@@ -3,6 +3,7 @@
 #include "hash.h"
 
 #include <string.h>
+#include <time.h>
 
 #define P1 0x9E3779B185EBCA87u
 #define P2 0xC2B2AE3D27D4EB4Fu
@@ -96,4 +97,12 @@ uint64_t dsv2i_hash(uint64_t seed, const void *data, size_t n)
     dsv2i_hash_begin(&h, seed);
     dsv2i_hash_add(&h, data, n);
     return dsv2i_hash_end(&h);
+}
+
+uint64_t dsv2i_hash_seed(const void *place)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return dsv2i_hash((uint64_t)now.tv_nsec ^ (uint64_t)now.tv_sec << 30, &place, sizeof place);
 }

@@ -8,6 +8,9 @@
 
 uint64_t dsv2i_hash(uint64_t seed, const void *data, size_t n);
 
+/* A seed for tables of what a file holds, which its writer cannot know; place: some address. */
+uint64_t dsv2i_hash_seed(const void *place);
+
 /* The same over pieces. */
 struct dsv2i_hasher {
     uint64_t lane[4], seed, total;

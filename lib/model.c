@@ -268,7 +268,7 @@ static dsv2_status place_scales(struct loader *l, const struct dsv2i_tensor *t, 
 
 static dsv2_status bind_scales(struct loader *l, const char *module, struct dsv2i_weight *w)
 {
-    const struct dsv2i_quantization *q = &l->quantization;
+    struct dsv2i_quantization *q = &l->quantization;
     static const char *const others[] = {"input_scale", "k_scale", "v_scale"};
     int64_t shape[2];
     struct dsv2i_tensor *t;

@@ -56,6 +56,7 @@ static dsv2_status parse_behavior(const char *file, const char *path, const cJSO
 {
     static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const char *name;
+    char where[128];
 
     DSV2I_TRY(dsv2i_json_string_or(file, path, node, "behavior", NULL, &name));
     if (!name)
@@ -65,7 +66,8 @@ static dsv2_status parse_behavior(const char *file, const char *path, const cJSO
             *out = (enum behavior)i;
             return DSV2_OK;
         }
-    return unsupported(file, path, dsv2i_json_get(node, "behavior"));
+    snprintf(where, sizeof where, "%s.behavior", path);
+    return unsupported(file, where, dsv2i_json_get(node, "behavior"));
 }
 
 static dsv2_status parse_split(struct dsv2i_pretokenizer *p, const char *file, const char *path, const cJSON *node)
@@ -323,15 +325,13 @@ static dsv2_status run_step(const struct step *step, struct dsv2i_pieces *s)
 {
     struct dsv2i_matcher matcher;
     struct dsv2i_piece *swap = s->at;
-    size_t swap_capacity = s->capacity, kept = 0, total = 0;
+    size_t swap_capacity = s->capacity, kept = 0;
     dsv2_status status = DSV2_OK;
 
     if (step->kind == PREFIX_SPACE)
         return add_prefix_spaces(s);
     if (step->kind == SPLIT) {
-        for (size_t i = 0; i < s->n; i++)
-            total += s->at[i].end - s->at[i].begin;
-        DSV2I_TRY(dsv2i_matcher_begin(&matcher, step->regex, total));
+        DSV2I_TRY(dsv2i_matcher_begin(&matcher, step->regex, s->deadline));
     }
     s->n_next = 0;
     for (size_t i = 0; i < s->n && status == DSV2_OK; i++) {

@@ -20,6 +20,7 @@ struct dsv2i_pieces {
     struct dsv2i_piece *next;   /* what a step is writing */
     size_t n_next, next_capacity;
     char *own;                  /* text that a prefix space was put into */
+    uint64_t deadline;          /* the caller's: of all texts together, see regex.h */
 };
 
 /* node: the value of "pre_tokenizer".  Errors: UNSUPPORTED, FORMAT, NOMEM, naming file and path. */

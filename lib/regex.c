@@ -31,8 +31,9 @@ enum {
     MAX_PATTERN = 1 << 16,
     MATCH_LIMIT = 10 * 1000 * 1000, /* steps in one attempt */
     HEAP_LIMIT = 256 * 1024,        /* KiB of backtracking */
-    WINDOW = 1024,                  /* places of attempt between two looks at the clock */
-    LOOK = 64                       /* calls between two looks */
+    FIRST_WINDOW = 16,              /* places of attempt between two looks at the clock: so many, then more up to */
+    WINDOW = 1024,
+    LOOK = 10 * 1000 * 1000         /* ns between two looks at this thread's own clock, which takes long to read */
 };
 #define TIME_BASE 2000000000ull /* ns */
 #define TIME_PER_BYTE 2000ull
@@ -50,7 +51,7 @@ struct dsv2i_regex {
 /* ---- Translation ---- */
 
 struct translation {
-    const char *file, *path, *p, *end;
+    const char *file, *path, *pattern, *p, *end;
     char *out;
     size_t n, capacity;
 };
@@ -72,7 +73,7 @@ static dsv2_status refuse(const struct translation *t, const char *at, size_t n,
     char what[64];
 
     return dsv2i_fail(DSV2_ERR_UNSUPPORTED, "%s: %s: \"%s\" at byte %zu of the regular expression is not supported: %s", t->file,
-                      t->path, dsv2i_quote(what, sizeof what, at, n), n, why);
+                      t->path, dsv2i_quote(what, sizeof what, at, n), (size_t)(at - t->pattern), why);
 }
 
 #define WORD_IN_CLASS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
@@ -351,9 +352,9 @@ static void pcre2_give(void *ptr, void *mem)
     dsv2i_free(mem, ptr);
 }
 
-static dsv2_status compile(struct dsv2i_regex *re, const struct translation *t)
+static dsv2_status compile(struct dsv2i_regex *re, const struct translation *t, uint32_t anchored)
 {
-    uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK | PCRE2_USE_OFFSET_LIMIT | PCRE2_NEVER_BACKSLASH_C;
+    uint32_t options = anchored | PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK | PCRE2_USE_OFFSET_LIMIT | PCRE2_NEVER_BACKSLASH_C;
     pcre2_compile_context *context;
     PCRE2_SIZE where;
     PCRE2_UCHAR text[128];
@@ -391,7 +392,7 @@ static dsv2_status build(struct dsv2i_regex *re, struct translation *t, uint32_t
         re->n_literal = n;
         return re->literal ? DSV2_OK : dsv2i_fail(DSV2_ERR_NOMEM, "%s: %s: no memory for a pattern", t->file, t->path);
     }
-    if (!(flags & DSV2I_REGEX_GENERAL)) {
+    if (!(flags & (DSV2I_REGEX_GENERAL | DSV2I_REGEX_BEGIN))) {
         DSV2I_TRY(dsv2i_class_pattern_compile(re->mem, t->p, n, &re->linear));
         if (re->linear)
             return DSV2_OK;
@@ -400,9 +401,9 @@ static dsv2_status build(struct dsv2i_regex *re, struct translation *t, uint32_t
     if (!t->out)
         return dsv2i_fail(DSV2_ERR_NOMEM, "%s: %s: no memory for a pattern", t->file, t->path);
     DSV2I_TRY(translate(t));
-    DSV2I_TRY(compile(re, t));
+    DSV2I_TRY(compile(re, t, flags & DSV2I_REGEX_BEGIN ? PCRE2_ANCHORED : 0));
     /* Where there is no JIT (an architecture, a system that forbids writable code) the interpreter does the same, slower. */
-    if (!(flags & DSV2I_REGEX_SHORT))
+    if (!(flags & DSV2I_REGEX_BEGIN))
         pcre2_jit_compile(re->code, PCRE2_JIT_COMPLETE);
     return DSV2_OK;
 }
@@ -410,7 +411,7 @@ static dsv2_status build(struct dsv2i_regex *re, struct translation *t, uint32_t
 dsv2_status dsv2i_regex_compile(const struct dsv2i_hooks *mem, const char *file, const char *path, const char *pattern,
                                 size_t n, uint32_t flags, struct dsv2i_regex **out)
 {
-    struct translation t = {.file = file, .path = path, .p = pattern, .end = pattern + n};
+    struct translation t = {.file = file, .path = path, .pattern = pattern, .p = pattern, .end = pattern + n};
     struct dsv2i_regex *re = dsv2i_calloc(mem, 1, sizeof *re);
     dsv2_status status;
 
@@ -452,17 +453,38 @@ size_t dsv2i_regex_memory(const struct dsv2i_regex *re)
 
 /* ---- Matching ---- */
 
-static uint64_t thread_time(void)
+static uint64_t read_clock(clockid_t clock)
 {
     struct timespec now;
 
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-dsv2_status dsv2i_matcher_begin(struct dsv2i_matcher *m, const struct dsv2i_regex *re, size_t total)
+uint64_t dsv2i_regex_now(void)
 {
-    *m = (struct dsv2i_matcher){.re = re};
+    return read_clock(CLOCK_THREAD_CPUTIME_ID);
+}
+
+uint64_t dsv2i_regex_deadline(size_t bytes)
+{
+    return dsv2i_regex_now() + TIME_BASE + TIME_PER_BYTE * bytes;
+}
+
+/* The coarse clock costs next to nothing. */
+static int is_late(struct dsv2i_matcher *m)
+{
+    uint64_t now = read_clock(CLOCK_MONOTONIC_COARSE);
+
+    if (now - m->looked < LOOK)
+        return 0;
+    m->looked = now;
+    return dsv2i_regex_now() > m->deadline;
+}
+
+dsv2_status dsv2i_matcher_begin(struct dsv2i_matcher *m, const struct dsv2i_regex *re, uint64_t deadline)
+{
+    *m = (struct dsv2i_matcher){.re = re, .deadline = deadline};
     if (!re->code)
         return DSV2_OK;
     m->match_data = pcre2_match_data_create(1, re->general);
@@ -471,7 +493,6 @@ dsv2_status dsv2i_matcher_begin(struct dsv2i_matcher *m, const struct dsv2i_rege
         dsv2i_matcher_end(m);
         return dsv2i_fail(DSV2_ERR_NOMEM, "no memory for matching a regular expression");
     }
-    m->deadline = thread_time() + TIME_BASE + TIME_PER_BYTE * total;
     return DSV2_OK;
 }
 
@@ -485,13 +506,14 @@ static dsv2_status find_general(struct dsv2i_matcher *m, const char *text, size_
 {
     const pcre2_code *code = m->re->code;
     PCRE2_SPTR subject = (PCRE2_SPTR)text;
+    size_t width = FIRST_WINDOW;
 
     *begin = *end = n + 1;
     for (;;) {
-        size_t last = n - from > WINDOW ? from + WINDOW : n;
+        size_t last = n - from > width ? from + width : n;
         int rc;
 
-        if ((++m->calls % LOOK == 0 || last < n) && thread_time() > m->deadline)
+        if (is_late(m))
             return dsv2i_fail(DSV2_ERR_LIMIT, "a regular expression of the tokenizer takes too long on this text");
         while (last < n && ((unsigned char)text[last] & 0xC0) == 0x80)
             last++;
@@ -513,6 +535,7 @@ static dsv2_status find_general(struct dsv2i_matcher *m, const char *text, size_
         if (last == n)
             return DSV2_OK;
         from = last;
+        width = width < WINDOW ? 4 * width : WINDOW;
     }
 }
 

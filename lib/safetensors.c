@@ -112,7 +112,7 @@ static dsv2_status parse_tensor(const char *file, const cJSON *v, uint64_t data_
     strcpy(t->dtype, dtypes[i].name);
     DSV2I_TRY(parse_shape(file, t, dsv2i_json_get(v, "shape"), &elements));
     offsets = dsv2i_json_get(v, "data_offsets");
-    if (cJSON_GetArraySize(offsets) != 2 || !as_count(offsets->child, &t->offset) || !as_count(offsets->child->next, &end))
+    if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 || !as_count(offsets->child, &t->offset) || !as_count(offsets->child->next, &end))
         return bad_field(file, t->name, "data_offsets", offsets, "a list of two offsets");
     if (t->offset > end || end > data_bytes)
         return dsv2i_fail(DSV2_ERR_FORMAT, "%s: %s: data_offsets: [%llu, %llu] is not within the data section of %llu bytes", file,

@@ -325,6 +325,8 @@ static dsv2_status read_added_token(struct parse *p, const cJSON *item, size_t i
         snprintf(field, sizeof field, "added_tokens[%zu].id", i);
         return wrong(DSV2_ERR_FORMAT, p, field, dsv2i_json_get(item, "id"), "another token has this id");
     }
+    if (v->tokens[id].flags & DSV2I_TOKEN_ADDED)
+        return wrong(DSV2_ERR_FORMAT, p, field, content, "is there twice");
     token.content = v->text + v->n_text;
     dsv2i_vocab_put(v, id, content->valuestring, token.n,
                     DSV2I_TOKEN_RAW | DSV2I_TOKEN_ADDED | (special ? DSV2I_TOKEN_SPECIAL : 0));

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "hash.h"
 #include "utf8.h"
 
 dsv2_status dsv2i_vocab_init(struct dsv2i_vocab *v, const struct dsv2i_hooks *mem, int32_t n, size_t text_bytes)
@@ -18,6 +19,7 @@ dsv2_status dsv2i_vocab_init(struct dsv2i_vocab *v, const struct dsv2i_hooks *me
     v->table = dsv2i_calloc(mem, slots, sizeof *v->table);
     if (!v->tokens || !v->text || !v->table)
         return dsv2i_fail(DSV2_ERR_NOMEM, "no memory for a vocabulary of %d tokens", n);
+    v->seed = dsv2i_hash_seed(v->table);
     return DSV2_OK;
 }
 
@@ -67,11 +69,7 @@ size_t dsv2i_vocab_decode(const char *string, size_t n, char *out, int *raw)
 
 static size_t first_slot(const struct dsv2i_vocab *v, const char *bytes, size_t n, int raw)
 {
-    uint64_t hash = 0xCBF29CE484222325u + (uint64_t)raw; /* FNV-1a */
-
-    for (size_t i = 0; i < n; i++)
-        hash = (hash ^ (unsigned char)bytes[i]) * 0x100000001B3u;
-    return (size_t)(hash ^ hash >> 32) & v->mask;
+    return (size_t)dsv2i_hash(v->seed + (uint64_t)raw, bytes, n) & v->mask;
 }
 
 void dsv2i_vocab_put(struct dsv2i_vocab *v, int32_t id, const char *bytes, size_t n, uint32_t flags)

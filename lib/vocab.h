@@ -21,6 +21,7 @@ struct dsv2i_vocab {
     size_t n_text, capacity;
     uint32_t *table;            /* open addressing over id + 1; 0: empty */
     size_t mask;
+    uint64_t seed;              /* of its hashes */
 };
 
 /* Room for ids below n and text_bytes bytes of tokens. */

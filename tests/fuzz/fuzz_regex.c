@@ -42,7 +42,7 @@ static int find_all(const struct dsv2i_regex *re, const char *text, size_t n, st
     int found = 0;
 
     do
-        status = dsv2i_matcher_begin(&m, re, n);
+        status = dsv2i_matcher_begin(&m, re, dsv2i_regex_deadline(n));
     while (fuzz_check_regex(status) == DSV2_ERR_NOMEM);
     MUST(status == DSV2_OK);
     while (from <= n && found < MOST_MATCHES) {

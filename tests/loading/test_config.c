@@ -219,6 +219,8 @@ static void test_nulls_and_absent(void **state)
     parse_changed(&c, "n_routed_experts", "null", "num_experts_per_tok", "null", "topk_method", "null");
     assert_int_equal(c.shape.n_routed_experts, 0);
     assert_false(dsv2i_config_is_moe(&c, 2));
+    parse_changed(&c, "n_routed_experts", "null", "moe_intermediate_size", "null", "topk_method", "null"); /* then nobody asks for it */
+    assert_int_equal(c.shape.moe_intermediate_size, 0);
 }
 
 static void test_routing(void **state)

@@ -404,6 +404,7 @@ static void test_fp8_mixtures(void **state)
         {"strategy\": \"channel", "strategy\": \"channel"}, {"\"ignore\": [", "\"ignore\": null, \"Ignore\": ["},
         {"\"lm_head\"", "\"model.layers.1.mlp.experts.2.up_proj\", \"head\", \"re:lm\", \"re:mlp\""},
         {"\"quantization_status\": \"compressed\"", "\"sparsity_config\": {}, \"transform_config\": null"},
+        {"\"compressed\"", "\"frozen\", \"sparsity_config\": {\"format\": \"dense\", \"ignore\": []}"},
         {"{\"targets\"", "{\"format\": \"float-quantized\", \"targets\""}, {"\"strategy\": \"channel\", ", "\"strategy\": \"channel\", \"group_size\": null, "},
         {"\"symmetric\": true, ", ""}, {", \"dynamic\": false", ""},
     };

@@ -15,6 +15,7 @@ static const char good[] =
 #define F DSV2_ERR_FORMAT
 #define U DSV2_ERR_UNSUPPORTED
 #define L DSV2_ERR_LIMIT
+#define TWICE "{\"id\":5,\"content\":\"日\"},{\"id\":5,\"content\":\"日\"},{\"id\":5,\"content\":\"日\"}," /* not in the byte alphabet */
 #define RE(pattern) "\"[0-9]\"", "\"" pattern "\""
 #define DEEP "(((((((((((((((((((((((((((((((((((((((((((((((((("
 #define CLOSE "))))))))))))))))))))))))))))))))))))))))))))))))))"
@@ -91,6 +92,7 @@ static const struct {
     {"\"special\":true", "\"lstrip\":\"yes\"", F, {"lstrip", "yes"}},
     {"\"special\":true", "\"normalized\":null", F, {"normalized", "null"}},
     {"[{\"id\":4", "[{\"id\":5,\"content\":\"<s>\",\"special\":true},{\"id\":4", F, {"added_tokens", "twice"}},
+    {"[{\"id\":4", "[" TWICE TWICE TWICE TWICE TWICE TWICE "{\"id\":4", F, {"added_tokens[1].content", "twice"}},
     {"[{\"id\":4", "[{\"id\":4,\"content\":\"<t>\"},{\"id\":4", F, {"added_tokens[1].id", "another token"}},
     /* normalizer, decoder, post-processor */
     {"\"normalizer\":null", "\"normalizer\":{\"type\":\"NFC\"}", U, {"normalizer.type", "NFC"}},
@@ -115,7 +117,7 @@ static const struct {
     {"\"individual_digits\":true", "\"individual_digits\":3", F, {"individual_digits", "3"}},
     {"\"use_regex\":false", "\"use_regex\":\"x\"", F, {"use_regex", "x"}},
     {",{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}", "", U, {"pre_tokenizer", "ByteLevel"}},
-    {"\"behavior\":\"Isolated\"", "\"behavior\":\"Sideways\"", U, {"pre_tokenizer[0]", "Sideways"}},
+    {"\"behavior\":\"Isolated\"", "\"behavior\":\"Sideways\"", U, {"pre_tokenizer[0].behavior", "Sideways"}},
     {"\"behavior\":\"Isolated\",", "", F, {"pre_tokenizer[0].behavior"}},
     {"\"invert\":false", "\"invert\":0", F, {"invert", "0"}},
     {"{\"Regex\":\"[0-9]\"}", "\"[0-9]\"", F, {"pre_tokenizer[0].pattern"}},
@@ -139,7 +141,7 @@ static const struct {
     {RE("(*COMMIT)a"), U, {"pre_tokenizer[0].pattern", "verb"}},
     {RE("(a)\\\\1"), U, {"pre_tokenizer[0].pattern", "escape"}},
     {RE("\\\\Ga"), U, {"pre_tokenizer[0].pattern", "escape"}},
-    {RE("\\\\Ka"), U, {"pre_tokenizer[0].pattern", "escape"}},
+    {RE("ab\\\\Ka"), U, {"pre_tokenizer[0].pattern", "at byte 2"}},
     {RE("\\\\X"), U, {"pre_tokenizer[0].pattern", "escape"}},
     {RE("a\\\\"), U, {"pre_tokenizer[0].pattern", "nothing follows"}},
     {RE("\\\\pL"), U, {"pre_tokenizer[0].pattern", "property"}},

@@ -32,8 +32,8 @@ static void compare_engines(const char *pattern, uint32_t seed, int rounds)
     assert_int_equal(dsv2i_regex_compile(&dsv2i_heap, "f", "p", pattern, n_pattern, 0, &linear), DSV2_OK);
     if (dsv2i_regex_compile(&dsv2i_heap, "f", "p", pattern, n_pattern, DSV2I_REGEX_GENERAL, &general) != DSV2_OK)
         fail_msg("%s", dsv2_last_error());
-    assert_int_equal(dsv2i_matcher_begin(&a, linear, 1 << 20), DSV2_OK);
-    assert_int_equal(dsv2i_matcher_begin(&b, general, 1 << 20), DSV2_OK);
+    assert_int_equal(dsv2i_matcher_begin(&a, linear, dsv2i_regex_deadline(1 << 20)), DSV2_OK);
+    assert_int_equal(dsv2i_matcher_begin(&b, general, dsv2i_regex_deadline(1 << 20)), DSV2_OK);
     assert_null(a.match_data);
     assert_non_null(b.match_data);
     for (int round = 0; round < rounds; round++) {
@@ -86,7 +86,7 @@ static char *cut(const char *steps, const char *text)
     static char out[512];
     char json[1024], *p = out;
     struct dsv2i_pretokenizer *pt;
-    struct dsv2i_pieces pieces = {.mem = &dsv2i_heap};
+    struct dsv2i_pieces pieces = {.mem = &dsv2i_heap, .deadline = dsv2i_regex_deadline(strlen(text))};
     cJSON *node;
 
     snprintf(json, sizeof json, "{\"type\":\"Sequence\",\"pretokenizers\":[%s]}", steps);

@@ -430,7 +430,7 @@ int main(int argc, char **argv)
     options_init(&b.o);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help"))
-            return fputs(help, stdout) == EOF;
+            return print_help(help);
         else if ((v = value_of(argc, argv, &i, "--sessions")))
             take_list("--sessions", v, NULL, &b.sessions);
         else if ((v = value_of(argc, argv, &i, "--context")))
@@ -446,6 +446,8 @@ int main(int argc, char **argv)
         else if (!model_option(&b.o, argc, argv, &i))
             other_argument(&b.o, argv[i]);
     }
+    if (b.o.session.n_ctx)
+        die("--ctx: sessions are as long as --context and --steps need");
     if (!b.o.folder)
         b.o.folder = "examples/model";
 
@@ -459,9 +461,17 @@ int main(int argc, char **argv)
     check(dsv2_context_create(&b.o.context, &ctx));
     check(dsv2_model_load(ctx, b.o.folder, &b.o.model, &model));
     check(dsv2_model_get_info(model, &info));
+    for (int i = 0; i < b.contexts.n; i++) {
+        int64_t need = (int64_t)b.contexts.at[i] + (b.steps > TAIL ? b.steps : TAIL);
+
+        if (b.contexts.at[i] < TAIL || need > info.max_position_embeddings)
+            die("--context %d, --steps %d: at least %d and with the steps at most %d tokens (max_position_embeddings) are possible",
+                b.contexts.at[i], b.steps, TAIL, info.max_position_embeddings);
+    }
     b.n_tokens = info.n_tokens ? info.n_tokens : info.vocab_size;
     run(&b, model, &info, &heap);
     dsv2_model_free(model);
     dsv2_context_free(ctx);
+    close_output();
     return 0;
 }

@@ -6,8 +6,8 @@
 static const char help[] =
     "Usage: dsv2-chat FOLDER [options]\n"
     "Talk to the chat model in FOLDER.  Each line of standard input is a message; a pipe works too.\n"
-    "  /system TEXT  start again with a system message      /reset  start again      /quit  leave (also Ctrl-D)\n"
-    "  Ctrl-C stops a reply.\n"
+    "  /system TEXT  start again with a system message, or with none      /reset  start again      /quit  leave (also Ctrl-D)\n"
+    "  //TEXT        a message that begins with a slash                   Ctrl-C stops a reply.\n"
     "\n"
     "  --system TEXT          system message of the first conversation\n"
     "  -n, --tokens N         at most N tokens in a reply (default 512)\n"
@@ -24,11 +24,11 @@ static dsv2_status append_turn(dsv2_model *model, dsv2_session *session, const c
         {.role = "user", .content = user, .n_content = n_user},
     };
     size_t first = system ? 0 : 1, n;
-    int32_t *ids = tokenize_chat(model, messages + first, 2 - first, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, &n);
-    int32_t *new_ids = ids;
-    dsv2_status status;
+    int32_t *ids, *new_ids;
+    dsv2_status status = tokenize_chat(model, messages + first, 2 - first, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, &ids, &n);
 
-    if (dsv2_session_position(session) && n && ids[0] == bos) {
+    new_ids = ids;
+    if (status == DSV2_OK && dsv2_session_position(session) && n && ids[0] == bos) {
         if (last_eos >= 0) {
             ids[0] = last_eos; /* takes the place of the BOS */
         } else {
@@ -36,7 +36,8 @@ static dsv2_status append_turn(dsv2_model *model, dsv2_session *session, const c
             n--;
         }
     }
-    status = dsv2_session_prefill(session, new_ids, n);
+    if (status == DSV2_OK)
+        status = dsv2_session_prefill(session, new_ids, n);
     free(ids);
     return status;
 }
@@ -81,7 +82,7 @@ int main(int argc, char **argv)
     sampling_init(&sampling);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help"))
-            return fputs(help, stdout) == EOF;
+            return print_help(help);
         else if ((v = value_of(argc, argv, &i, "--system"))) {
             free(system);
             system = strdup(v);
@@ -115,6 +116,7 @@ int main(int argc, char **argv)
     for (;;) {
         dsv2_status status;
         size_t start = dsv2_session_position(session);
+        char *message;
         ssize_t n;
 
         if (interactive) {
@@ -129,22 +131,24 @@ int main(int argc, char **argv)
             continue;
         if (!strcmp(line, "/quit"))
             break;
-        if (!strcmp(line, "/reset") || !strncmp(line, "/system ", 8)) {
+        if (!strcmp(line, "/reset") || !strcmp(line, "/system") || !strncmp(line, "/system ", 8)) {
             check(dsv2_session_truncate(session, 0));
             if (line[1] == 's') {
                 free(system);
-                system = strdup(line + 8);
+                system = line[7] ? strdup(line + 8) : NULL;
             }
             continue;
         }
-        if (line[0] == '/') {
-            fprintf(stderr, "%s is no command: /system TEXT, /reset, /quit\n", line);
+        if (line[0] == '/' && line[1] != '/') {
+            fprintf(stderr, "%s is no command: /system TEXT, /reset, /quit; // begins a message with a slash\n", line);
             continue;
         }
+        message = line + (line[0] == '/');
+        n -= message - line;
         cancel_target = session;
         interrupted = 0;
         do /* a Ctrl-C that came too late for the last reply still cancels one call: that one does not count */
-            status = append_turn(model, session, start ? NULL : system, line, (size_t)n, info.bos_token_id,
+            status = append_turn(model, session, start ? NULL : system, message, (size_t)n, info.bos_token_id,
                                  start ? info.eos_token_id : -1);
         while (status == DSV2_ERR_CANCELLED && !interrupted);
         if (status == DSV2_OK)
@@ -152,6 +156,8 @@ int main(int argc, char **argv)
         cancel_target = NULL;
         if (status == DSV2_ERR_CONTEXT_FULL) /* nothing was lost: say so and let the user decide */
             fprintf(stderr, "[the context of %zu tokens is full: /reset to start again]\n", dsv2_session_capacity(session));
+        else if (status == DSV2_ERR_UTF8)
+            fprintf(stderr, "[%s]\n", dsv2_last_error());
         else if (status != DSV2_ERR_CANCELLED)
             check(status);
     }
@@ -163,5 +169,6 @@ int main(int argc, char **argv)
     dsv2_session_free(session);
     dsv2_model_free(model);
     dsv2_context_free(ctx);
+    close_output();
     return 0;
 }

@@ -23,13 +23,30 @@ __attribute__((noreturn, format(printf, 1, 2))) static inline void die(const cha
 {
     va_list args;
 
-    fflush(stdout);
+    fflush(NULL); /* stdout may be closed already */
     fprintf(stderr, "%s: ", PROGRAM);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);
     exit(1);
+}
+
+/* Before a program ends well: its output must have arrived. */
+static inline void close_output(void)
+{
+    int failed = ferror(stdout);
+
+    errno = 0;
+    if (fclose(stdout) || failed)
+        die("standard output: %s", errno ? strerror(errno) : "cannot be written");
+}
+
+static inline int print_help(const char *text)
+{
+    fputs(text, stdout);
+    close_output();
+    return 0;
 }
 
 /* The library's text says what is wrong and where; the status name is for scripts. */
@@ -99,10 +116,14 @@ static inline int64_t integer(const char *name, const char *text, int64_t lo, in
 /* Index of text in a list that ends with NULL. */
 static inline int32_t choice(const char *name, const char *text, const char *const *list)
 {
-    for (int32_t i = 0; list[i]; i++)
+    char all[256] = "";
+
+    for (int32_t i = 0; list[i]; i++) {
         if (!strcmp(text, list[i]))
             return i;
-    die("%s: '%s' is none of those that --help lists", name, text);
+        snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", i ? ", " : "", list[i]);
+    }
+    die("%s: '%s' is none of %s", name, text, all);
 }
 
 /* By number: DSV2_KV_*. */
@@ -118,7 +139,7 @@ struct options {
 
 #define MODEL_OPTIONS_HELP \
     "Model and machine:\n" \
-    "  --ctx N                context length in tokens (default: what the model allows and memory holds)\n" \
+    "  --ctx N                context length in tokens (default: what the model allows and memory holds, at least 64)\n" \
     "  --kv bf16|f32|f8_e4m3|f8_e5m2|int8|6bit   how the cache is stored (default bf16)\n" \
     "  --attention absorbed|expanded|auto   (default absorbed)\n" \
     "  --batch N              prompt tokens computed at a time (default 256)\n" \
@@ -279,7 +300,7 @@ static inline char *read_text(const char *path, size_t *n)
             die("out of memory");
     }
     if (ferror(f))
-        die("%s: cannot be read", path);
+        die("%s: %s", path, strerror(errno));
     if (f != stdin)
         fclose(f);
     return text;
@@ -298,18 +319,17 @@ static inline int32_t *tokenize(const dsv2_model *model, const char *text, size_
     return ids;
 }
 
-/* The same for messages of a chat. */
-static inline int32_t *tokenize_chat(const dsv2_model *model, const dsv2_chat_message *messages, size_t n_messages,
-                                     uint32_t flags, size_t *n)
+/* The same for messages of a chat; with a status, as what a user types may be no text. */
+static inline dsv2_status tokenize_chat(const dsv2_model *model, const dsv2_chat_message *messages, size_t n_messages, uint32_t flags,
+                                        int32_t **ids, size_t *n)
 {
     dsv2_status status = dsv2_chat_tokenize(model, messages, sizeof *messages, n_messages, flags, NULL, 0, n);
-    int32_t *ids;
 
+    *ids = NULL;
     if (status != DSV2_ERR_BUFFER)
-        check(status);
-    ids = allocate(*n, sizeof *ids);
-    check(dsv2_chat_tokenize(model, messages, sizeof *messages, n_messages, flags, ids, *n, n));
-    return ids;
+        return status;
+    *ids = allocate(*n, sizeof **ids);
+    return dsv2_chat_tokenize(model, messages, sizeof *messages, n_messages, flags, *ids, *n, n);
 }
 
 /* Print the next piece of what is generated.  at_start: it is of a reply, of which nothing has come yet; "Assistant:" is followed by

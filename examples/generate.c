@@ -34,7 +34,7 @@ int main(int argc, char **argv)
     sampling_init(&sampling);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help"))
-            return fputs(help, stdout) == EOF;
+            return print_help(help);
         else if ((v = value_of(argc, argv, &i, "-p")) || (v = value_of(argc, argv, &i, "--prompt")))
             prompt = v;
         else if ((v = value_of(argc, argv, &i, "-f")) || (v = value_of(argc, argv, &i, "--file")))
@@ -99,7 +99,7 @@ int main(int argc, char **argv)
         };
         size_t first = system ? 0 : 1; /* no system message: begin with the user's */
 
-        ids = tokenize_chat(model, messages + first, 2 - first, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, &n_ids);
+        check(tokenize_chat(model, messages + first, 2 - first, DSV2_CHAT_GENERATE | DSV2_CHAT_NO_MARKERS, &ids, &n_ids));
     } else {
         ids = tokenize(model, prompt, n_text, DSV2_TOKENIZE_BOS, &n_ids);
     }
@@ -146,8 +146,7 @@ int main(int argc, char **argv)
     check(dsv2_text_finish(stream, &piece, &n));
     print_piece(piece, n, &at_start);
     putchar('\n');
-    if (fflush(stdout))
-        die("standard output: %s", strerror(errno));
+    close_output();
 
     if (!quiet) {
         double t2 = seconds();

@@ -122,7 +122,7 @@ int main(int argc, char **argv)
     options_init(&o);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help"))
-            return fputs(help, stdout) == EOF;
+            return print_help(help);
         else if (!strcmp(argv[i], "--json"))
             json = 1;
         else if (!model_option(&o, argc, argv, &i))
@@ -148,5 +148,6 @@ int main(int argc, char **argv)
     check(dsv2_model_inspect(ctx, o.folder, &o.model, &o.session, &info, &memory));
     (json ? print_json : print_text)(&info, &memory, &kv);
     dsv2_context_free(ctx);
+    close_output();
     return 0;
 }

@@ -69,7 +69,7 @@ int main(int argc, char **argv)
     options_init(&o);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help"))
-            return fputs(help, stdout) == EOF;
+            return print_help(help);
         else if ((v = value_of(argc, argv, &i, "--context")))
             context = v;
         else if ((v = value_of(argc, argv, &i, "--overlap")))
@@ -114,6 +114,8 @@ int main(int argc, char **argv)
     dsv2_token_score *scores = allocate(capacity, sizeof *scores);
     struct totals total = {0, 0, 1};
 
+    if (keep < 1)
+        die("--ctx: a context of %zu token is too small to score", capacity);
     if (keep >= capacity)
         die("--overlap: %zu leaves no room in a context of %zu tokens", keep, capacity);
     for (size_t at = 0; at < n;) {
@@ -138,8 +140,10 @@ int main(int argc, char **argv)
         at += count;
     }
 
-    double mean = total.n_scored ? -total.logprob / (double)total.n_scored : 0;
-    double bits = n_text ? -total.logprob / log(2) / (double)n_text : 0;
+    if (!total.n_scored)
+        die("%s: nothing stands before its only token, so nothing can be scored", path);
+
+    double mean = -total.logprob / (double)total.n_scored, bits = -total.logprob / log(2) / (double)n_text;
 
     if (json)
         printf("{\"tokens\": %zu, \"bytes\": %zu, \"logprob\": %.9g, \"greedy\": %s, \"perplexity\": %.9g, "
@@ -156,5 +160,6 @@ int main(int argc, char **argv)
     dsv2_session_free(session);
     dsv2_model_free(model);
     dsv2_context_free(ctx);
+    close_output();
     return 0;
 }

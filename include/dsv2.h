@@ -13,12 +13,14 @@
  *     dsv2_context_create(NULL, &ctx);
  *     dsv2_model_load(ctx, "path/to/checkpoint", NULL, &model);
  *     dsv2_session_create(model, NULL, &s);
- *     dsv2_tokenize(model, "Once upon a time", 16, DSV2_TOKENIZE_BOS, ids, 512, &n);
+ *     dsv2_tokenize(model, "Story: One day", 14, DSV2_TOKENIZE_BOS, ids, 512, &n);
  *     dsv2_session_prefill(s, ids, n);
  *     dsv2_sample_params_init(&sp, sizeof sp, model);
- *     for (int32_t t; dsv2_sample(s, &sp, &t, NULL) == DSV2_OK && !dsv2_token_is_eos(model, t);
- *          dsv2_session_decode(s, t))
+ *     for (int32_t t; dsv2_sample(s, &sp, &t, NULL) == DSV2_OK && !dsv2_token_is_eos(model, t);) {
  *         use(t);
+ *         if (dsv2_session_decode(s, t) != DSV2_OK)
+ *             break;
+ *     }
  *     dsv2_session_free(s); dsv2_model_free(model); dsv2_context_free(ctx);
  *
  * Rules that hold for every function:
@@ -28,7 +30,8 @@
  *   Lengths.  Text is UTF-8 given as pointer and byte count; it need not end in NUL and may contain NUL.
  *             A function that writes to a caller's array takes its capacity and always stores the full count in *n; when the
  *             capacity is smaller it returns DSV2_ERR_BUFFER and writes nothing (a NULL array with capacity 0 asks for the size).
- *   Structs.  A parameter struct begins with struct_size and is filled by its _init function; NULL means all defaults.
+ *   Structs.  A parameter struct begins with struct_size and is filled by its _init function, where it has one; else, and in structs
+ *             that a call fills, set struct_size to its sizeof.  NULL for parameters means all defaults.
  *             Structs grow only at their end; programs built against an older header go on working (docs/abi.md).
  *   Threads.  Functions on a context or model may be called from any thread at any time.  A session is used by one thread at a
  *             time, with dsv2_session_cancel() as the only exception.
@@ -240,7 +243,7 @@ DSV2_API dsv2_status dsv2_model_inspect(dsv2_context *ctx, const char *folder, c
 /* ---- Tokens and text ------------------------------------------------------------------------------------------------- */
 
 #define DSV2_TOKENIZE_BOS 1u        /* put bos_token_id in front, if the model's tokenizer_config says add_bos_token */
-#define DSV2_TOKENIZE_NO_MARKERS 2u /* text such as "<|end...|>" typed by a user stays text: no added token is recognised */
+#define DSV2_TOKENIZE_NO_MARKERS 2u /* text such as "<｜end▁of▁sentence｜>" typed by a user stays text: no added token is recognised */
 #define DSV2_TOKENIZE_REPLACE 4u    /* replace invalid UTF-8 by U+FFFD (one per maximal subpart) instead of failing */
 
 /* Encode text as HF tokenizers does with the model's tokenizer.json.  Errors: UTF8 (names the byte offset), BUFFER, LIMIT,
@@ -292,7 +295,7 @@ DSV2_API void dsv2_text_free(dsv2_text *text);
 
 #define DSV2_CHAT_NONE 0 /* the checkpoint has no chat template (a base model) */
 #define DSV2_CHAT_V2 1   /* V2-Chat, V2-Lite-Chat, Coder-V2-Instruct: "User: ...\n\nAssistant:" */
-#define DSV2_CHAT_V25 2  /* V2.5: <User>...<Assistant> marker tokens */
+#define DSV2_CHAT_V25 2  /* V2.5: <｜User｜>...<｜Assistant｜> */
 #define DSV2_CHAT_UNKNOWN 3 /* there is one, but none that this library knows: render it yourself and tokenize the text */
 
 /* A tool that the assistant called: an element of HF's "tool_calls".  NUL-terminated, UTF-8, none of them NULL. */
@@ -392,8 +395,8 @@ typedef struct dsv2_session dsv2_session;
 
 struct dsv2_session_params {
     size_t struct_size;
-    int32_t n_ctx;      /* context length in tokens; 0 (default) = the smaller of max_position_embeddings and what memory allows.
-                         * Above max_position_embeddings: INVALID. */
+    int32_t n_ctx;      /* context length in tokens; 0 (default) = the smaller of max_position_embeddings and what memory allows, but at
+                         * least 64 (the log has a warning when memory is why).  Above max_position_embeddings: INVALID. */
     int32_t kv_type;    /* DSV2_KV_*; default BF16.  With a pool: the pool's */
     int32_t attention;  /* DSV2_ATTENTION_*; default ABSORBED */
     int32_t n_batch;    /* tokens computed at a time while a prompt is read, 1..4096; default 256.  More is faster, and takes more scratch */

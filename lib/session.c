@@ -123,6 +123,10 @@ dsv2_status dsv2i_session_create(dsv2_model *m, const dsv2_session_params *param
     if (p.pool && p.pool->model != m)
         return dsv2i_fail(DSV2_ERR_INVALID, "dsv2_session_params: pool: it belongs to another model");
     DSV2I_TRY(dsv2i_session_estimate(m->ctx, &m->config, params, m->weight_memory, m->other_memory, &memory));
+    if (!p.n_ctx && !p.pool && memory.n_ctx < m->config.max_position_embeddings)
+        dsv2i_log(m->ctx, DSV2_LOG_WARNING, "dsv2_session_params: n_ctx: %d of %d: memory_bytes %llu, of which the weights take %llu, has no room "
+                  "for more", memory.n_ctx, m->config.max_position_embeddings, (unsigned long long)m->ctx->memory_bytes,
+                  (unsigned long long)m->weight_memory);
     like = (dsv2_session){
         .n_ctx = memory.n_ctx,
         .attention = p.attention,

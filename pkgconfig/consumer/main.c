@@ -7,7 +7,7 @@
 
 int main(int argc, char **argv)
 {
-    static const char prompt[] = "Once upon a time";
+    static const char prompt[] = "Story: One day";
     dsv2_context *ctx = NULL;
     dsv2_model *model = NULL;
     dsv2_session *session = NULL;

@@ -967,8 +967,14 @@ static void output_is_what_was_decoded(void **state)
 
 /* ---- Context length and memory */
 
+static void count_warning(void *user, int32_t level, const char *text)
+{
+    *(int *)user += level == DSV2_LOG_WARNING && strstr(text, "n_ctx") && strstr(text, "memory_bytes");
+}
+
 static void default_context(void **state)
 {
+    int warnings = 0;
     dsv2_context_params cp = context_params(1);
     dsv2_memory at_load = {.struct_size = sizeof at_load}, at_run = {.struct_size = sizeof at_run};
     dsv2_session *s;
@@ -986,6 +992,8 @@ static void default_context(void **state)
     assert_int_equal(at_load.kv, at_load.kv_per_token * MAX_POSITION);
     assert_int_equal(at_load.kv_per_token, 3 * (64 + 16) * 2);
 
+    cp.log = count_warning;
+    cp.log_user = &warnings;
     cp.memory_bytes = at_load.total - at_load.kv / 2;
     must(dsv2_context_create(&cp, &small));
     must(dsv2_model_load(small, golden("v2"), NULL, &m));
@@ -1007,6 +1015,7 @@ static void default_context(void **state)
     must(dsv2_model_load(small, golden("v2"), NULL, &m));
     must(dsv2_session_create(m, NULL, &s));
     assert_int_equal(dsv2_session_capacity(s), 64);
+    assert_int_equal(warnings, 2);
     dsv2_session_free(s);
     dsv2_model_free(m);
     dsv2_context_free(small);

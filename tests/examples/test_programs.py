@@ -173,6 +173,15 @@ class Chat(unittest.TestCase):
         self.assertEqual((done.stdout, done.returncode), ("", 0))
         self.assertIn("/bogus is no command", done.stderr)
 
+    def test_a_line_that_is_no_text_ends_nothing(self):
+        done = subprocess.run([program("chat"), str(MODEL), "--temperature", "0"], input=b"caf\xe9\nHello\n", capture_output=True, timeout=250)
+        self.assertEqual(done.returncode, 0)
+        self.assertIn(b"is not UTF-8 at byte 3", done.stderr)
+        self.assertTrue(done.stdout.strip())
+
+    def test_a_slash_can_be_said(self):
+        self.assertEqual(both("chat", MODEL, "--temperature", 0, stdin="//quit\n").stderr, "")
+
     def test_a_base_model_cannot_chat(self):
         with tempfile.TemporaryDirectory() as tmp:
             for file in MODEL.iterdir():
@@ -260,6 +269,20 @@ class Inspect(unittest.TestCase):
                 self.assertIn(f"cpu_level: {level}", done.stderr)
 
 
+class LostOutput(unittest.TestCase):
+    def test_is_a_failure(self):
+        with tempfile.NamedTemporaryFile("w") as text, open("/dev/full", "w") as full:
+            text.write("The king went to the castle.")
+            text.flush()
+            for name, *args in (("generate", "-n", 2, PROMPT), ("inspect",), ("score", text.name), ("chat", "--help"), ("chat",)):
+                done = subprocess.run([program(name), str(MODEL), *map(str, args)], stdin=subprocess.DEVNULL, stdout=full,
+                                      stderr=subprocess.PIPE, text=True, timeout=250)
+                if name == "chat" and not args:
+                    self.assertEqual(done.returncode, 0)  # nothing was written
+                else:
+                    self.assertEqual((done.returncode, "No space left" in done.stderr), (1, True), f"{name} {args}: {done.stderr}")
+
+
 class Bench(unittest.TestCase):
     args = (MODEL, "--sessions", "1,3", "--context", "16,80", "--steps", 2, "--repeats", 2, "--kv", "bf16,6bit")
 
@@ -276,7 +299,8 @@ class Bench(unittest.TestCase):
 
     def test_text_and_mistakes(self):
         self.assertRegex(run("bench", *self.args), r"6bit +80 +\d+ +\d+ +\d+\n")
-        for args, text in ((("--sessions", "1,x"), "'x'"), (("--kv", "bf16,f64"), "f64"), (("--context", 10**6), "n_ctx")):
+        for args, text in ((("--sessions", "1,x"), "'x'"), (("--kv", "bf16,f64"), "f64"), (("--context", 10**6), "max_position_embeddings"),
+                           (("--context", 2040), "--steps 16"), (("--ctx", 9), "--ctx")):
             self.assertIn(text, run("bench", MODEL, *args, status=1))
 
 
@@ -336,6 +360,9 @@ class Score(unittest.TestCase):
         self.assertEqual([t["token"] for t in rest], ids)
         for a, b in zip(rest, both):
             self.assertAlmostEqual(a["logprob"], b["logprob"], places=4)
+
+    def test_nothing_to_score(self):
+        self.assertIn("too small", run("score", MODEL, "--ctx", 1, "-", stdin=self.text, status=1))
 
     def test_mistakes(self):
         self.assertIn("/nonexistent", run("score", MODEL, "/nonexistent", status=1))

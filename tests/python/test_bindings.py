@@ -7,8 +7,10 @@ import gc
 import json
 import math
 import os
+import signal
 import tempfile
 import threading
+import time
 import unittest
 from pathlib import Path
 
@@ -133,7 +135,7 @@ class Text(unittest.TestCase):
             self.assertEqual("".join(pieces) + stream.finish(), "Hi 😀, ")
             self.assertFalse(stream.stopped)
             self.assertEqual("".join(map(stream.push, model.tokenize("again"))) + stream.finish(), "again")
-        with dsv2.TextStream(model, stop=["stop"], include_stop=True) as stream:
+        with dsv2.TextStream(model, stop="stop", include_stop=True) as stream:
             self.assertEqual("".join(map(stream.push, ids)) + stream.finish(), "Hi 😀, stop")
 
     def test_chat(self):
@@ -148,6 +150,10 @@ class Text(unittest.TestCase):
         self.assertIn(model.info.eos_token_id, model.chat_tokens(attack, markers=True))
         with self.assertRaisesRegex(TypeError, r"messages\[0\]: content: None is not a string"):
             model.chat_tokens([{"role": "user", "content": None, "tool_calls": None}])
+        with self.assertRaisesRegex(TypeError, r"messages\[0\]: role: None is not a string"):
+            model.chat_tokens([{"content": "Hi"}])
+        with self.assertRaisesRegex(TypeError, r"messages\[0\]: content: None is not a string"):
+            model.chat_tokens([{"role": "user"}])
         self.assertEqual(model.chat_text([{**m, "tool_calls": []} for m in messages]), text)
 
     def test_tool_calls(self):
@@ -170,6 +176,54 @@ class Text(unittest.TestCase):
                 for case in cases:
                     self.assertEqual(v25.chat_text(case["messages"], generate=case["add_generation_prompt"]), case["expected"])
                     self.assertEqual(v25.chat_tokens(case["messages"], markers=True, generate=case["add_generation_prompt"]), v25.tokenize(case["expected"]))
+
+
+class Numbers(unittest.TestCase):
+    """ctypes alone would cut numbers down, and take bytes for a list of ids."""
+
+    def test_ids(self):
+        with model.session() as session:
+            for call in (model.is_eos, model.token_bytes, session.decode, lambda t: model.detokenize([t]), lambda t: session.prefill([1, t])):
+                with self.assertRaisesRegex(ValueError, "429496"):
+                    call(2**32 + 5)
+            with self.assertRaisesRegex(ValueError, "n: -1 is negative"):
+                session.truncate(-1)
+            for text in ("ab", b"ab"):
+                with self.assertRaisesRegex(TypeError, "tokenize it first"):
+                    session.prefill(text)
+            self.assertEqual(session.position, 0)
+
+    def test_parameters(self):
+        for make in (lambda: model.session(n_ctx=2**32 + 10), lambda: dsv2.Pool(model, tokens=-1), lambda: model.session(cache_namespace=2**64)):
+            with self.assertRaisesRegex(ValueError, "is out of range"):
+                make()
+        with model.session() as session:
+            session.prefill([1])
+            for options in ({"seed": -1}, {"top_k": 2**31}, {"logit_bias": {2**32: 1.0}}):
+                with self.assertRaisesRegex(ValueError, "is out of range"):
+                    session.sample(dsv2.Sampling(**options))
+
+
+class Interrupts(unittest.TestCase):
+    def interrupted(self, call):
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with self.assertRaises(KeyboardInterrupt):
+            call()
+            time.sleep(5)  # the machine was faster: the signal comes here
+        timer.join()
+
+    def test_a_prompt_is_cancelled(self):
+        seen = []
+        with dsv2.Context(cpu="reference", n_threads=1) as slow, dsv2.Model(MODEL, slow) as own:
+            for progress in (None, lambda done, total: seen.append(done)):
+                with own.session(n_batch=16, progress=progress) as session:
+                    ids = [i % 1900 for i in range(1900)]
+                    self.interrupted(lambda: session.prefill(ids))
+                    self.interrupted(lambda: session.score(ids))
+                    self.interrupted(lambda: dsv2.step([dsv2.StepMember(session, ids)]))
+                    self.assertEqual(session.position, 0)
+        self.assertTrue(seen)
 
 
 class Sessions(unittest.TestCase):
@@ -486,6 +540,7 @@ class Generating(unittest.TestCase):
     def test_chat_reuses_the_past(self):
         messages = [{"role": "user", "content": "Hello"}]
         answer = self.session.chat(messages, max_tokens=8, temperature=0).text()
+        self.assertNotEqual(answer[:1], " ")  # the template writes it
         kept = self.session.tokens
         messages += [{"role": "assistant", "content": answer.removeprefix(" ")}, {"role": "user", "content": "More"}]
         ids = model.chat_tokens(messages)

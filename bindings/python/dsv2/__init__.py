@@ -3,7 +3,7 @@
     import dsv2
 
     with dsv2.Model("path/to/checkpoint") as model, model.session() as session:
-        for piece in session.generate("Once upon a time", max_tokens=100):
+        for piece in session.generate("Story: One day", max_tokens=100):
             print(piece, end="", flush=True)
 
 The package is a thin layer over libdsv2's C interface (dsv2.h), whose rules hold here as well: contexts and models may be used

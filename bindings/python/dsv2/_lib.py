@@ -35,27 +35,37 @@ ProgressFn = CFUNCTYPE(c_int32, c_void_p, c_uint64, c_uint64)
 LogitsFn = CFUNCTYPE(c_int32, c_void_p, POINTER(c_float), c_size_t)
 
 
+class _Struct(Structure):
+    """A number that a field cannot hold is an error, where ctypes alone would cut it down."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        got = getattr(self, name)
+        if isinstance(value, int) and isinstance(got, int) and got != value:
+            raise ValueError(f"{name}: {value} is out of range")
+
+
 def _fields(kind: Any, names: str) -> List[Tuple[str, Any]]:
     return [(name, kind) for name in names.split()]
 
 
-class ContextParams(Structure):
+class ContextParams(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "n_threads cpu_level"), ("memory_bytes", c_uint64), ("log", LogFn),
                 *_fields(c_void_p, "log_user alloc free alloc_user"), *_fields(c_int32, "backend device"), ("cuda_module", c_char_p),
                 ("cuda_stream", c_void_p), *_fields(c_int32, "invariant reserved")]
 
 
-class BackendInfo(Structure):
+class BackendInfo(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "backend available n_devices reserved"), ("name", c_char * 16),
                 ("reason", c_char * 240)]
 
 
-class ModelParams(Structure):
+class ModelParams(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "load_mode reserved"), ("reader", c_void_p),
                 ("progress", ProgressFn), ("progress_user", c_void_p)]
 
 
-class ModelInfo(Structure):
+class ModelInfo(_Struct):
     _fields_ = [("struct_size", c_size_t),
                 *_fields(c_int32, "vocab_size hidden_size num_hidden_layers num_attention_heads q_lora_rank kv_lora_rank "
                                   "qk_nope_head_dim qk_rope_head_dim v_head_dim intermediate_size moe_intermediate_size "
@@ -67,52 +77,52 @@ class ModelInfo(Structure):
                 ("weight_dtype", c_char * 8)]
 
 
-class Memory(Structure):
+class Memory(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_uint64, "weights kv kv_per_token scratch other total"),
                 *_fields(c_int32, "n_ctx reserved")]
 
 
-class TextParams(Structure):
+class TextParams(_Struct):
     _fields_ = [("struct_size", c_size_t), ("stop", POINTER(c_char_p)), ("n_stop", c_size_t),
                 *_fields(c_int32, "skip_special include_stop")]
 
 
-class ToolCall(Structure):
+class ToolCall(_Struct):
     _fields_ = _fields(c_char_p, "type name arguments")
 
 
-class ChatMessage(Structure):
+class ChatMessage(_Struct):
     _fields_ = [("role", c_char_p), ("content", c_char_p), ("n_content", c_size_t), ("tool_calls", POINTER(ToolCall)),
                 *_fields(c_size_t, "n_tool_calls tool_call_size")]
 
 
-class PoolParams(Structure):
+class PoolParams(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "kv_type reserved"), *_fields(c_uint64, "tokens bytes prefix_cache_bytes")]
 
 
-class PoolInfo(Structure):
+class PoolInfo(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "kv_type page_tokens"),
                 *_fields(c_uint64, "page_bytes pages pages_used pages_cached pages_idle prompt_tokens reused_tokens entered evicted")]
 
 
-class SessionParams(Structure):
+class SessionParams(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_int32, "n_ctx kv_type attention n_batch"), ("progress", ProgressFn),
                 *_fields(c_void_p, "progress_user pool"), ("cache_namespace", c_uint64)]
 
 
-class TokenScore(Structure):
+class TokenScore(_Struct):
     _fields_ = [("logprob", c_float), ("rank", c_int32), ("top_token", c_int32), ("top_logprob", c_float)]
 
 
-class Logprob(Structure):
+class Logprob(_Struct):
     _fields_ = [("token", c_int32), ("rank", c_int32), ("logprob", c_float)]
 
 
-class LogitBias(Structure):
+class LogitBias(_Struct):
     _fields_ = [("token", c_int32), ("bias", c_float)]
 
 
-class SampleParams(Structure):
+class SampleParams(_Struct):
     _fields_ = [("struct_size", c_size_t), *_fields(c_float, "temperature top_p min_p"), ("top_k", c_int32),
                 *_fields(c_float, "repetition_penalty presence_penalty frequency_penalty"), ("min_tokens", c_int32),
                 ("seed", c_uint64), ("logit_bias", POINTER(LogitBias)), *_fields(c_size_t, "n_logit_bias logit_bias_size"),
@@ -120,7 +130,7 @@ class SampleParams(Structure):
                 ("callback_user", c_void_p)]
 
 
-class StepMember(Structure):
+class StepMember(_Struct):
     _fields_ = [("session", c_void_p), ("tokens", POINTER(c_int32)), ("n_tokens", c_size_t), ("scores", POINTER(TokenScore)),
                 ("score_size", c_size_t), ("flags", c_uint32), ("status", c_int32), ("sample", POINTER(SampleParams)),
                 ("token", c_int32), ("logprob", c_float)]

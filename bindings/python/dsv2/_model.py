@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union)
 
 from . import _lib
-from ._errors import check
+from ._errors import check, exception, last_error
 from ._lib import lib
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ ATTENTION = {"absorbed": _lib.ATTENTION_ABSORBED, "expanded": _lib.ATTENTION_EXP
 CHAT_TEMPLATES = {_lib.CHAT_NONE: None, _lib.CHAT_V2: "V2", _lib.CHAT_V25: "V2.5", _lib.CHAT_UNKNOWN: "unknown"}
 
 
-def c_string(name: str, text: Union[str, bytes]) -> bytes:
+def c_string(name: str, text: object) -> bytes:
     """Text that C reads up to a NUL, which must therefore not be inside."""
     data = text.encode() if isinstance(text, str) else text
     if not isinstance(data, bytes):
@@ -44,6 +45,19 @@ def c_string(name: str, text: Union[str, bytes]) -> bytes:
     if b"\0" in data:
         raise ValueError(f"{name}: {text!r} has a NUL in it")
     return data
+
+
+def int32(name: str, value: int) -> int:
+    """A number for C, which ctypes alone would cut down to 32 bits."""
+    if not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"{name}: {value} is out of range")
+    return value
+
+
+def id_array(ids: Sequence[int]) -> Any:
+    if isinstance(ids, (str, bytes)):
+        raise TypeError(f"ids: {ids!r} is a text: tokenize it first")
+    return (ctypes.c_int32 * len(ids))(*(int32(f"ids[{i}]", t) for i, t in enumerate(ids)))
 
 
 def c_path(path: PathLike) -> bytes:
@@ -93,6 +107,35 @@ class Handle:
         self.close()
 
 
+def interruptible(call: Callable[[], int], cancel: Callable[[], object]) -> Tuple[int, str]:
+    """The status of a call that may take long, and the library's text.  Python handles Ctrl-C on the main thread and not within C: there the
+    call runs on a thread of its own, which Ctrl-C cancels."""
+    results: List[Tuple[int, str]] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            status = call()
+            results.append((status, last_error() if status else ""))
+        finally:
+            done.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        run()
+        return results[0]
+    threading.Thread(target=run).start()
+    interrupt: Optional[BaseException] = None
+    while not done.is_set():  # whatever comes: what the call uses must outlive it
+        try:
+            done.wait()
+        except BaseException as e:
+            interrupt = interrupt or e
+            cancel()
+    if interrupt is not None:
+        raise interrupt
+    return results[0]
+
+
 class Callback:
     """A Python function as a C callback that cancels: an exception is kept, and raised after the call that it ended."""
 
@@ -111,10 +154,12 @@ class Callback:
         raised, self.raised = self.raised, None
         return raised
 
-    def check(self, status: int) -> None:
+    def check(self, status: int, text: Optional[str] = None) -> None:
         raised = self.take()
         if raised is not None:
             raise raised
+        if status and text is not None:
+            raise exception(status, text)
         check(status)
 
 
@@ -247,8 +292,10 @@ class Model(Handle):
         params, pointer, state = _lib.ModelParams(), ctypes.c_void_p(), Callback()
         lib().dsv2_model_params_init(params, ctypes.sizeof(params))
         params.load_mode = _lib.LOAD_READ if read else _lib.LOAD_MMAP
-        params.progress = progress_callback(progress, state)
-        state.check(lib().dsv2_model_load(self.context.pointer, c_path(folder), params, ctypes.byref(pointer)))
+        interrupted = threading.Event()
+        params.progress = progress_callback(lambda *of: not interrupted.is_set() and (progress is None or progress(*of)), state)
+        path = c_path(folder)
+        state.check(*interruptible(lambda: lib().dsv2_model_load(self.context.pointer, path, params, ctypes.byref(pointer)), interrupted.set))
         super().__init__(pointer, lib().dsv2_model_free)
         info = _lib.ModelInfo(struct_size=ctypes.sizeof(_lib.ModelInfo))
         check(lib().dsv2_model_get_info(pointer, info))
@@ -265,14 +312,14 @@ class Model(Handle):
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Decode ids; invalid sequences become U+FFFD."""
-        array = (ctypes.c_int32 * len(ids))(*ids)
+        array = id_array(ids)
         flags = skip_special * _lib.DETOKENIZE_SKIP_SPECIAL
         return self._text(lambda *out: lib().dsv2_detokenize(self.pointer, array, len(ids), flags, *out), 16 * len(ids))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token; they may be a part of a UTF-8 sequence."""
         data, n = ctypes.c_void_p(), ctypes.c_size_t()
-        check(lib().dsv2_token_bytes(self.pointer, token, ctypes.byref(data), ctypes.byref(n)))
+        check(lib().dsv2_token_bytes(self.pointer, int32("token", token), ctypes.byref(data), ctypes.byref(n)))
         return take_bytes(data, n)
 
     def token_id(self, text: str) -> int:
@@ -283,7 +330,7 @@ class Model(Handle):
 
     def is_eos(self, token: int) -> bool:
         """Does this token end generation?"""
-        return bool(lib().dsv2_token_is_eos(self.pointer, token))
+        return bool(lib().dsv2_token_is_eos(self.pointer, int32("token", token)))
 
     # ---- chat
 
@@ -346,11 +393,11 @@ def chat_messages(messages: Iterable[Message]) -> Tuple[Any, int]:
     rows = []
     for i, message in enumerate(messages):
         calls = tool_calls(f"messages[{i}]: tool_calls", message.get("tool_calls") or [])
-        content = message["content"]
+        content = message.get("content")
         if not isinstance(content, str) and not (content is None and len(calls)):
             raise TypeError(f"messages[{i}]: content: {content!r} is not a string")
         data = None if content is None else content.encode()
-        rows.append(_lib.ChatMessage(c_string(f"messages[{i}]: role", message["role"]), data, len(data or b""),
+        rows.append(_lib.ChatMessage(c_string(f"messages[{i}]: role", message.get("role")), data, len(data or b""),
                                      calls, len(calls), ctypes.sizeof(_lib.ToolCall)))
     return (_lib.ChatMessage * len(rows))(*rows), len(rows)
 
@@ -358,9 +405,9 @@ def chat_messages(messages: Iterable[Message]) -> Tuple[Any, int]:
 def tool_calls(name: str, calls: Iterable[Mapping[str, Any]]) -> Any:
     rows = []
     for i, call in enumerate(calls):
-        function = call["function"]
-        rows.append(_lib.ToolCall(c_string(f"{name}[{i}]: type", call["type"]), c_string(f"{name}[{i}]: function: name", function["name"]),
-                                  c_string(f"{name}[{i}]: function: arguments", function["arguments"])))
+        function = call.get("function") or {}
+        rows.append(_lib.ToolCall(c_string(f"{name}[{i}]: type", call.get("type")), c_string(f"{name}[{i}]: function: name", function.get("name")),
+                                  c_string(f"{name}[{i}]: function: arguments", function.get("arguments"))))
     return (_lib.ToolCall * len(rows))(*rows)
 
 
@@ -431,7 +478,8 @@ class TextStream(Handle):
     stop: stop strings.  skip_special: leave out special tokens.  include_stop: cut behind the stop string instead of before it.
     """
 
-    def __init__(self, model: Model, *, stop: Sequence[str] = (), skip_special: bool = True, include_stop: bool = False):
+    def __init__(self, model: Model, *, stop: Union[str, Sequence[str]] = (), skip_special: bool = True, include_stop: bool = False):
+        stop = (stop,) if isinstance(stop, str) else stop
         params, pointer = _lib.TextParams(), ctypes.c_void_p()
         lib().dsv2_text_params_init(params, ctypes.sizeof(params))
         params.stop = (ctypes.c_char_p * len(stop))(*(c_string(f"stop[{i}]", s) for i, s in enumerate(stop)))
@@ -444,7 +492,7 @@ class TextStream(Handle):
     def push(self, token: int) -> str:
         """Add a token; returns the text that can be shown now."""
         data, n, stopped = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_int32()
-        check(lib().dsv2_text_push(self.pointer, token, ctypes.byref(data), ctypes.byref(n), ctypes.byref(stopped)))
+        check(lib().dsv2_text_push(self.pointer, int32("token", token), ctypes.byref(data), ctypes.byref(n), ctypes.byref(stopped)))
         self.stopped = bool(stopped.value)
         return take_bytes(data, n).decode()
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _lib
-from ._errors import CancelledError, ContextFullError, check, exception, last_error
+from ._errors import CancelledError, ContextFullError, check, exception
 from ._lib import lib
-from ._model import (Callback, Handle, Memory, Message, Model, PathLike, Pool, Progress, TextStream, c_path, progress_callback,
-                     session_params, take_memory)
+from ._model import (Callback, Handle, Memory, Message, Model, PathLike, Pool, Progress, TextStream, c_path, id_array, int32, interruptible,
+                     progress_callback, session_params, take_memory)
 
 if TYPE_CHECKING:
     import numpy
@@ -98,7 +98,7 @@ class Sampling:
         p.seed = self.seed
         p.logit_bias = (_lib.LogitBias * len(self.logit_bias))(*(_lib.LogitBias(t, b) for t, b in self.logit_bias.items()))
         p.n_logit_bias, p.logit_bias_size = len(self.logit_bias), ctypes.sizeof(_lib.LogitBias)
-        p.stop_tokens, p.n_stop_tokens = (ctypes.c_int32 * len(self.stop_tokens))(*self.stop_tokens), len(self.stop_tokens)
+        p.stop_tokens, p.n_stop_tokens = id_array(self.stop_tokens), len(self.stop_tokens)
         if self.callback is not None:
             from numpy.ctypeslib import as_array
             call = self.callback
@@ -158,20 +158,26 @@ class Session(Handle):
         check(lib().dsv2_session_memory(self.pointer, memory))
         return take_memory(memory)
 
+    def _compute(self, n: int, call: Callable[[], int]) -> None:
+        if n <= 16:  # over in an instant
+            self._state.check(call())
+        else:
+            self._state.check(*interruptible(call, self.cancel))
+
     def prefill(self, ids: Sequence[int]) -> None:
         """Append prompt tokens and compute the logits after the last.  An error leaves the session as it was."""
-        array = (ctypes.c_int32 * len(ids))(*ids)
-        self._state.check(lib().dsv2_session_prefill(self.pointer, array, len(ids)))
+        array = id_array(ids)
+        self._compute(len(ids), lambda: lib().dsv2_session_prefill(self.pointer, array, len(ids)))
 
     def decode(self, token: int) -> None:
         """Append one generated token and compute the logits after it."""
-        self._state.check(lib().dsv2_session_decode(self.pointer, token))
+        self._state.check(lib().dsv2_session_decode(self.pointer, int32("token", token)))
 
     def score(self, ids: Sequence[int]) -> List[TokenScore]:
         """Prefill that also scores every one of its tokens."""
-        array, scores = (ctypes.c_int32 * len(ids))(*ids), (_lib.TokenScore * len(ids))()
+        array, scores = id_array(ids), (_lib.TokenScore * len(ids))()
         size = ctypes.sizeof(_lib.TokenScore)
-        self._state.check(lib().dsv2_session_score(self.pointer, array, len(ids), scores, size))
+        self._compute(len(ids), lambda: lib().dsv2_session_score(self.pointer, array, len(ids), scores, size))
         return take_scores(ids, scores)
 
     @property
@@ -193,12 +199,14 @@ class Session(Handle):
     def logprobs(self, n_top: int, also: Optional[int] = None) -> List[Logprob]:
         """The n_top most likely next tokens, best first; then the token also, unless it is among them."""
         out, n = (_lib.Logprob * (n_top + 1))(), ctypes.c_size_t()
-        check(lib().dsv2_session_logprobs(self.pointer, n_top, -1 if also is None else also, out, ctypes.sizeof(_lib.Logprob), n_top + 1,
+        check(lib().dsv2_session_logprobs(self.pointer, n_top, -1 if also is None else int32("also", also), out, ctypes.sizeof(_lib.Logprob), n_top + 1,
                                           ctypes.byref(n)))
         return [Logprob(x.token, x.rank, x.logprob) for x in out[: n.value]]
 
     def truncate(self, n: int) -> None:
         """Keep the first n tokens; logits are gone unless n is the position."""
+        if n < 0:
+            raise ValueError(f"n: {n} is negative")
         check(lib().dsv2_session_truncate(self.pointer, n))
 
     def fork(self) -> Session:
@@ -238,7 +246,7 @@ class Session(Handle):
 
     # ---- made of them
 
-    def generate(self, prompt: Union[str, Sequence[int]] = (), *, max_tokens: int = 256, stop: Union[str, Sequence[str]] = (),
+    def generate(self, prompt: Union[str, bytes, Sequence[int]] = (), *, max_tokens: int = 256, stop: Union[str, Sequence[str]] = (),
                  sampling: Optional[Sampling] = None, skip_special: bool = True, include_stop: bool = False,
                  **options: Any) -> Generation:
         """Append a prompt, then generate: an iterator of text pieces as they become certain.
@@ -246,34 +254,36 @@ class Session(Handle):
         A text begins with BOS if the session is empty.  With no prompt generation goes on where the session is.  Generated tokens
         stay in the session, except an EOS.  Sampling's fields can be given by name: generate("Hi", temperature=0).
         """
-        if isinstance(prompt, str):
+        if isinstance(prompt, (str, bytes)):
             prompt = self.model.tokenize(prompt, bos=self.position == 0)
         if sampling is not None and options:
             raise TypeError("sampling and its fields by name exclude each other")
-        stop = (stop,) if isinstance(stop, str) else stop
         text = TextStream(self.model, stop=stop, skip_special=skip_special, include_stop=include_stop)
         return Generation(self, list(prompt), text, sampling or Sampling(**options), max_tokens)
 
     def chat(self, messages: Iterable[Message], **options: Any) -> Generation:
         """Generate the assistant's answer to a conversation; options as in generate().
 
-        What the session already holds of the conversation is not computed again.
+        What the session already holds of the conversation is not computed again.  A space that the answer begins with is left out where
+        the template itself writes one (V2's "Assistant: "), so that the answer can be appended to the messages as it is.
         """
         ids = self.model.chat_tokens(messages)
         have, same = self.tokens, 0
         while same < min(len(have), len(ids) - 1) and have[same] == ids[same]:  # the last token's logits are needed
             same += 1
         self.truncate(same)
-        return self.generate(ids[same:], **options)
+        answer = self.generate(ids[same:], **options)
+        answer.strip_space = self.model.info.chat_template == "V2"
+        return answer
 
-    def score_text(self, text: Union[str, Sequence[int]], *, context: Union[str, Sequence[int]] = "",
+    def score_text(self, text: Union[str, bytes, Sequence[int]], *, context: Union[str, bytes, Sequence[int]] = "",
                    overlap: Optional[int] = None) -> Score:
         """Score a text after BOS and context, which are not scored.  Whatever the session held is gone.
 
         A text beyond the capacity is scored in windows; each token then sees at least overlap (half the capacity) tokens before it.
         """
-        before = self.model.tokenize(context, bos=True) if isinstance(context, str) else list(context)
-        ids = before + (self.model.tokenize(text) if isinstance(text, str) else list(text))
+        before = self.model.tokenize(context, bos=True) if isinstance(context, (str, bytes)) else list(context)
+        ids = before + (self.model.tokenize(text) if isinstance(text, (str, bytes)) else list(text))
         capacity = self.capacity
         keep = capacity // 2 if overlap is None else overlap
         if not 1 <= keep < capacity:
@@ -295,10 +305,14 @@ class Generation(Iterator[str]):
     def __init__(self, session: Session, prompt: List[int], text: TextStream, sampling: Sampling, max_tokens: int):
         self.tokens: List[int] = []  #: generated so far, without an EOS
         self.finish_reason: Optional[str] = None
+        self.strip_space = False  #: leave out a space in front of the first text
         self._pieces = self._run(session, prompt, text, sampling, max_tokens)
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        piece = next(self._pieces)
+        if self.strip_space:
+            self.strip_space, piece = False, piece[1:] if piece[0] == " " else piece
+        return piece or next(self)
 
     def text(self) -> str:
         """All that is left, in one piece."""
@@ -354,6 +368,11 @@ class StepResult(NamedTuple):
     logprob: Optional[float] = None  #: its log-probability by the raw logits
 
 
+def cancel_all(members: Iterable[StepMember]) -> None:
+    for member in members:
+        member.session.cancel()
+
+
 def step(members: Iterable[StepMember]) -> List[StepResult]:
     """Append tokens to many sessions of one model at once; the weights are read once for all.  Results are in the members' order.
 
@@ -364,16 +383,17 @@ def step(members: Iterable[StepMember]) -> List[StepResult]:
     array = (_lib.StepMember * len(members))()
     size = ctypes.sizeof(_lib.TokenScore)
     for c, m in zip(array, members):
-        c.session, c.tokens, c.n_tokens = m.session.pointer, (ctypes.c_int32 * len(m.tokens))(*m.tokens), len(m.tokens)
+        c.session, c.tokens, c.n_tokens = m.session.pointer, id_array(m.tokens), len(m.tokens)
         if m.score:
             c.scores, c.score_size = (_lib.TokenScore * len(m.tokens))(), size
         c.flags = m.decoded * _lib.STEP_DECODED | (not m.logits) * _lib.STEP_NO_LOGITS
         if m.sampling is not None:
             c.sample = ctypes.pointer(m.sampling.params(m.session.model, m.session._state))
-    status = lib().dsv2_step(array, ctypes.sizeof(_lib.StepMember), len(members))
+    status, last = interruptible(lambda: lib().dsv2_step(array, ctypes.sizeof(_lib.StepMember), len(members)),
+                                 lambda: cancel_all(members))
     if status and not any(c.status for c in array):
-        check(status)
-    text = last_error() if [c.status for c in array].count(status) == 1 else ""  # the library has that of one failure only
+        raise exception(status, last)
+    text = last if [c.status for c in array].count(status) == 1 else ""  # the library has that of one failure only
     results = []
     for i, (c, m) in enumerate(zip(array, members)):
         error: Optional[Exception] = None
@@ -381,7 +401,10 @@ def step(members: Iterable[StepMember]) -> List[StepResult]:
             raised = m.session._state.take()
             if raised is not None and not isinstance(raised, Exception):
                 raise raised  # Ctrl-C in a progress callback
-            error = raised or exception(c.status, text if c.status == status and text else f"member {i} of the step")
+            error = raised or exception(c.status, text if c.status == status and text else "")
+            if not str(error):
+                error.args = (f"member {i} of the step ({len(m.tokens)} tokens, at {m.session.position} of {m.session.capacity}): "
+                              f"{type(error).__doc__}",)
         sampled = m.sampling is not None and error is None
         results.append(StepResult(error, take_scores(m.tokens, c.scores) if m.score and error is None else None,
                                   c.token if sampled else None, c.logprob if sampled else None))

@@ -7,7 +7,7 @@
 
 Every held-out case is read and answered by a session of each type, all in the same steps; the answer's own tokens are fed, so each of its
 positions gives a distribution to compare, and the answer counts if each token is the most likely one.  Only the cache differs.
-Needs the Python package (PYTHONPATH=bindings/python).
+Needs the Python package (PYTHONPATH=bindings/python, DSV2_LIBRARY=build/lib).
 
 SPDX-License-Identifier: MIT
 """

@@ -6,7 +6,7 @@
     python3 examples/needle.py FOLDER --set FILE.jsonl
 
 The set has a JSON object per line: prompt, answer, length, bin (the tenth of the text that the fact lies in).  An answer counts if greedy
-decoding gives exactly it and the full stop after it.  Needs the Python package (PYTHONPATH=bindings/python).
+decoding gives exactly it and the full stop after it.  Needs the Python package (PYTHONPATH=bindings/python, DSV2_LIBRARY=build/lib).
 
 SPDX-License-Identifier: MIT
 """
@@ -95,10 +95,10 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default=str(HERE / "model"))
     parser.add_argument("--kv", default="bf16", help="cache types, separated by commas: " + ", ".join(dsv2.KV_TYPES))
     parser.add_argument("--set", type=Path, default=SET)
-    parser.add_argument("--limit", type=int, metavar="N", default=0, help="only every Nth case")
+    parser.add_argument("--every", type=int, metavar="N", default=1, help="only every Nth case")
     parser.add_argument("--svg", type=Path, help="where to draw the picture")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.set.read_text(encoding="utf-8").splitlines()][::args.limit or 1]
+    rows = [json.loads(line) for line in args.set.read_text(encoding="utf-8").splitlines()][::args.every]
     grids: Dict[str, Grid] = {}
     with dsv2.Model(args.folder) as model:
         for kv in args.kv.split(","):

@@ -362,7 +362,7 @@ DSV2_API void dsv2_pool_params_init(dsv2_pool_params *params, size_t size);
  *
  * The prefix cache: pages that sessions of the pool have filled enter it, and dsv2_session_prefill and dsv2_step take the longest
  * stored beginning of a new prompt from it, at most all tokens but the last, instead of computing it; none when scores are
- * wanted.  Tokens are compared, not only hashes.  Only sessions with the same cache_namespace share, and only what was computed in the
+ * wanted, and none from the other members of its own step.  Tokens are compared, not only hashes.  Only sessions with the same cache_namespace share, and only what was computed in the
  * form of attention that the prompt would be computed in, so that a session's results do not tell what was found.  Pages that
  * no session holds are given up, least recently used first, when a page or room in the cache is needed.
  * Errors: INVALID, NOMEM, FORKED. */

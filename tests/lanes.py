@@ -213,7 +213,10 @@ class Runner:
         command = (sys.executable, "-m", "unittest", "discover", "-s", "tests/python", "-v")
         package = str(ROOT / "bindings" / "python")
         from_build = self.sh(*command, PYTHONPATH=package, DSV2_LIBRARY=str(self.build / "gcc" / "lib"))
-        libs = self.library_folder()
+        try:
+            libs = self.library_folder()
+        except Skip:
+            return from_build + Counts(0, 0, 1)
         return from_build + self.sh(*command, PYTHONPATH=package, DSV2_LIBRARY="", LD_LIBRARY_PATH=str(libs))
 
     def fuzz(self) -> Counts:

@@ -15,7 +15,7 @@ NEEDLE = Path(__file__).resolve().parents[2] / "examples" / "needle.py"
 class Needle(unittest.TestCase):
     def test_table_and_picture(self):
         with tempfile.TemporaryDirectory() as tmp:
-            out = subprocess.run([sys.executable, "-B", NEEDLE, "--limit", "50", "--kv", "f32,6bit", "--svg", f"{tmp}/needle.svg"],
+            out = subprocess.run([sys.executable, "-B", NEEDLE, "--every", "50", "--kv", "f32,6bit", "--svg", f"{tmp}/needle.svg"],
                                  capture_output=True, text=True, timeout=250)
             self.assertEqual(out.returncode, 0, out.stderr)
             self.assertRegex(out.stdout, r"6bit: .*\n.*\n +128 +100 .* 100 \(2/2\)\n")

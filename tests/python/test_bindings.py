@@ -205,6 +205,9 @@ class Numbers(unittest.TestCase):
 
 
 class Interrupts(unittest.TestCase):
+    def setUp(self):  # a runner in the background may have it ignored
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+
     def interrupted(self, call):
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()

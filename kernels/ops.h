@@ -178,11 +178,12 @@ struct dsv2i_ops {
      * valid until finish.
      *
      * begin: 1 if the backend has recorded the operations of such a step (see plain) and none is to be called; else 0.
-     * submit: all operations have been called; what they compute is on its way.
+     * submit: all operations have been called; what they compute is on its way: 0.  Or 1: nothing of it is done, through no fault of theirs
+     * (they were being recorded, which the host's own use of the device can spoil): finish, then make the step again.
      * fetch: copy from backend memory to the host; there when finish returns.
      * finish: 0, or -1 if anything failed since begin; failure then has a text, valid until the next step. */
     int (*begin)(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
-    void (*submit)(struct dsv2i_backend *be);
+    int (*submit)(struct dsv2i_backend *be);
     void (*fetch)(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
     int (*finish)(struct dsv2i_backend *be);
     const char *(*failure)(struct dsv2i_backend *be);

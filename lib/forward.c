@@ -216,8 +216,9 @@ static int32_t is_plain(const struct dsv2i_backend *be, const struct dsv2i_batch
     return 1;
 }
 
-/* The logits of a plain step: of all rows, also of those that nobody wants any more, so that the operations are always the same. */
-static void plain_outputs(const dsv2_model *m, struct activations *a, struct dsv2i_output *out, int32_t n, int recorded,
+/* The logits of a plain step: of all rows, also of those that nobody wants any more, so that the operations are always the same.  1: the
+ * step is to be made again. */
+static int plain_outputs(const dsv2_model *m, struct activations *a, struct dsv2i_output *out, int32_t n, int recorded,
                           struct drawn *drawn)
 {
     struct dsv2i_backend *be = m->ctx->backend;
@@ -230,8 +231,10 @@ static void plain_outputs(const dsv2_model *m, struct activations *a, struct dsv
     }
     if (!recorded)
         logits(m, a, row, n);
-    be->op->submit(be);
+    if (be->op->submit(be))
+        return 1;
     hand_out(m, a, of, n, drawn);
+    return 0;
 }
 
 dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, struct dsv2i_output *out, int32_t *token, float *logprob,
@@ -241,7 +244,7 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     struct dsv2i_backend *be = m->ctx->backend;
     const struct dsv2i_ops *op = be->op;
     const struct dsv2i_shape *s = &m->config.shape;
-    int32_t n = batch->n_rows, cancelled = 0, recorded, failed;
+    int32_t n = batch->n_rows, cancelled = 0, again = 0, recorded, failed;
     struct dsv2i_batch b = *batch;
     struct activations a = {0};
     dsv2_status status;
@@ -250,24 +253,26 @@ dsv2_status dsv2i_forward(const dsv2_model *m, const struct dsv2i_batch *batch, 
     b.plain = is_plain(be, batch, out);
     dsv2i_context_begin_turn(m->ctx);
     lay_out(&a, m->ctx->activations, m->ctx, s, m->n_rows);
-    recorded = op->begin(be, s, &b);
-    if (recorded) {
-        cancelled = poll(user);
-    } else {
-        op->embed(be, a.x, &m->embed_tokens);
-        for (int32_t l = 0; l < s->num_hidden_layers && !cancelled; l++) {
-            attention(m, l, &a, n);
-            feed_forward(m, l, &a, n);
+    do {
+        recorded = op->begin(be, s, &b);
+        if (recorded) {
             cancelled = poll(user);
+        } else {
+            op->embed(be, a.x, &m->embed_tokens);
+            for (int32_t l = 0; l < s->num_hidden_layers && !cancelled; l++) {
+                attention(m, l, &a, n);
+                feed_forward(m, l, &a, n);
+                cancelled = poll(user);
+            }
         }
-    }
-    if (!cancelled && b.plain) {
-        plain_outputs(m, &a, out, n, recorded, &drawn);
-    } else if (!cancelled) {
-        op->submit(be); /* nothing of it is recorded: it goes on being called */
-        outputs(m, &a, out, b.n_seqs, &drawn);
-    }
-    failed = op->finish(be);
+        if (!cancelled && b.plain) {
+            again = plain_outputs(m, &a, out, n, recorded, &drawn);
+        } else if (!cancelled) {
+            op->submit(be); /* nothing of it is recorded: it goes on being called */
+            outputs(m, &a, out, b.n_seqs, &drawn);
+        }
+        failed = op->finish(be);
+    } while (again && !failed && !cancelled);
     status = cancelled ? dsv2i_fail(DSV2_ERR_CANCELLED, "session: cancelled")
            : failed    ? dsv2i_fail(DSV2_ERR_DEVICE, "session: %s", op->failure(be))
                        : DSV2_OK;

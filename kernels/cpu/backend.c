@@ -129,9 +129,10 @@ static int op_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape,
     return 0;
 }
 
-static void op_submit(struct dsv2i_backend *base)
+static int op_submit(struct dsv2i_backend *base)
 {
     (void)base;
+    return 0;
 }
 
 static void op_fetch(struct dsv2i_backend *base, void *to, const void *from, size_t bytes)

@@ -36,16 +36,18 @@ struct dsv2i_cuda_plan {
     size_t total;
 };
 
-/* What sequences a step has: in the absorbed form, expanded, and of either form with pages of F32. */
+/* What sequences a step has: in the absorbed form (with pages of BF16, and with coded ones), expanded, and of either form with pages of
+ * F32. */
 #define DSV2I_CUDA_WINDOW 2048 /* positions whose keys and values are there at a time for expanded sequences */
-enum { DSV2I_CUDA_LATENT = 1, DSV2I_CUDA_EXPANDED = 2, DSV2I_CUDA_F32_PAGES = 4 };
+enum { DSV2I_CUDA_LATENT = 1, DSV2I_CUDA_EXPANDED = 2, DSV2I_CUDA_F32_PAGES = 4, DSV2I_CUDA_BF16_PAGES = 8, DSV2I_CUDA_CODED_PAGES = 16 };
 
 /* A plain step of a model, recorded. */
 struct dsv2i_cuda_graph {
     const void *model; /* NULL: none */
     int32_t rows;      /* at most so many */
     int32_t kinds;     /* of sequences, DSV2I_CUDA_* */
-    cudaGraphExec_t exec; /* NULL: the next such step is to be recorded */
+    cudaGraphExec_t exec; /* NULL: the next such step is to be recorded, unless */
+    int32_t refused;   /* that has failed: then they are launched one by one */
 };
 
 /* Of the host's memory that results go to first: from there to where they are wanted, in finish. */
@@ -87,6 +89,7 @@ struct dsv2i_cuda {
     const struct dsv2i_batch *batch;
     struct dsv2i_cuda_plan plan;
     int32_t max_rows, recording;
+    int32_t first_of_kind;       /* no such step is known; the next one will be recorded if this one goes well */
     int32_t kinds;
     struct dsv2i_cuda_prefill prefill; /* of the expanded sequences */
     const float *narrowed;       /* what is in scratch in bf16, or */
@@ -136,7 +139,7 @@ int dsv2i_cuda_table_put(struct dsv2i_backend *be, void *to, struct dsv2i_ffn *f
 /* The scratch of launches for up to max_rows rows. */
 struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const struct dsv2i_shape *shape, int32_t max_rows);
 int dsv2i_cuda_begin(struct dsv2i_backend *be, const struct dsv2i_shape *shape, const struct dsv2i_batch *batch);
-void dsv2i_cuda_submit(struct dsv2i_backend *be);
+int dsv2i_cuda_submit(struct dsv2i_backend *be);
 void dsv2i_cuda_fetch(struct dsv2i_backend *be, void *to, const void *from, size_t bytes);
 int dsv2i_cuda_finish(struct dsv2i_backend *be);
 void dsv2i_cuda_forget(struct dsv2i_backend *be, const void *model);

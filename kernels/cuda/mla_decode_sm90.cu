@@ -315,7 +315,7 @@ static __device__ __forceinline__ void score_piece(const memory &m, const dsv2i_
         dsv2i_wgmma_wait<0>(s, of_key);
 
         const float2 *scales = m.scales + n % 2 * tokens + 2 * t;
-        if constexpr (coded)
+        if constexpr (coded) { /* nvcc 13.0 skips more than a statement that begins with a pragma, if it is not in braces */
 #pragma unroll
             for (int u = 0; u < tokens / 8; u++) { /* columns 8 u + 2 t and the next */
                 const float4 scale = *(const float4 *)(scales + 8 * u);
@@ -324,6 +324,7 @@ static __device__ __forceinline__ void score_piece(const memory &m, const dsv2i_
                 for (int j = 4 * u; j < 4 * u + 4; j++)
                     s[j] = fmaf(of_key[j], j % 2 ? scale.w : scale.y, s[j] * (j % 2 ? scale.z : scale.x));
             }
+        }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int seen = visible[h] - i * tokens - 2 * t; /* of columns 8 j + 0 and 1 */
@@ -429,6 +430,8 @@ static __device__ __forceinline__ void value_piece(const memory &m, const dsv2i_
     write_values(d, m, c, o, partial, 1, thread);
 }
 
+/* The pieces whose records have scales, or the others.  Both in one kernel would not fit the registers. */
+template <bool coded>
 static __global__ void __launch_bounds__(threads, 1)
 mla_decode_sm90_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q, dsv2i_mla_work work, int layer, int heads)
 {
@@ -456,9 +459,10 @@ mla_decode_sm90_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q,
         for (int i = work.first[b]; i < work.plan->n_tiles && work.tiles[i].start < (b + 1) * work.plan->part; i++) {
             const dsv2i_mla_piece c = dsv2i_mla_piece_of(step, work.plan, work.tiles[i], b, layer, heads, true);
 
-            if (c.begin < c.end)
-                does(c);
-            n += max(c.end - c.begin, 0);
+            if (c.begin >= c.end || (c.kv_type != DSV2I_KV_BF16) != coded)
+                continue;
+            does(c);
+            n += c.end - c.begin;
         }
     };
     auto queries = [&](const dsv2i_mla_piece &c) {
@@ -469,21 +473,20 @@ mla_decode_sm90_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q,
     if (role == 2) {
         dsv2i_fewer_registers<96>();
         each([&](const dsv2i_mla_piece &c) {
-            if (c.kv_type == DSV2I_KV_BF16)
+            if constexpr (!coded) {
                 load_bf16(m, c, n, thread);
-            else if (c.kv_type == DSV2I_KV_6BIT)
-                load_codes<true>(m, c, n, thread);
-            else
-                load_codes<false>(m, c, n, thread);
+            } else {
+                if (c.kv_type == DSV2I_KV_6BIT)
+                    load_codes<true>(m, c, n, thread);
+                else
+                    load_codes<false>(m, c, n, thread);
+            }
         });
     } else if (role == 0) {
         dsv2i_more_registers<232>();
         each([&](const dsv2i_mla_piece &c) {
             queries(c);
-            if (c.kv_type == DSV2I_KV_BF16)
-                score_piece<false>(m, c, o, work.partial, heads, n);
-            else
-                score_piece<true>(m, c, o, work.partial, heads, n);
+            score_piece<coded>(m, c, o, work.partial, heads, n);
         });
     } else {
         dsv2i_more_registers<176>();
@@ -497,5 +500,11 @@ mla_decode_sm90_kernel(const dsv2i_cuda_step *step, float *o, const uint16_t *q,
 cudaError_t dsv2i_mla_decode_sm90(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *o, const uint16_t *q,
                                   const dsv2i_mla_work &work, int blocks, int layer, int heads)
 {
-    return dsv2i_launch(to, mla_decode_sm90_kernel, (unsigned)blocks, threads, shared_bytes, step, o, q, work, layer, heads);
+    cudaError_t e = cudaSuccess;
+
+    if (to->pages != DSV2I_PAGES_CODED)
+        e = dsv2i_launch(to, mla_decode_sm90_kernel<false>, (unsigned)blocks, threads, shared_bytes, step, o, q, work, layer, heads);
+    if (!e && to->pages != DSV2I_PAGES_BF16)
+        e = dsv2i_launch(to, mla_decode_sm90_kernel<true>, (unsigned)blocks, threads, shared_bytes, step, o, q, work, layer, heads);
+    return e;
 }

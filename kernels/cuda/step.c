@@ -53,7 +53,7 @@ static void note_kind(struct dsv2i_cuda *be, const struct dsv2i_seq *seq, int32_
     if (seq->kv_type == DSV2I_KV_F32) {
         be->kinds |= DSV2I_CUDA_F32_PAGES;
     } else if (seq->form == DSV2I_ABSORBED) {
-        be->kinds |= DSV2I_CUDA_LATENT;
+        be->kinds |= DSV2I_CUDA_LATENT | (seq->kv_type == DSV2I_KV_BF16 ? DSV2I_CUDA_BF16_PAGES : DSV2I_CUDA_CODED_PAGES);
     } else {
         be->kinds |= DSV2I_CUDA_EXPANDED;
         be->prefill.seqs++;
@@ -169,10 +169,10 @@ void dsv2i_cuda_forget(struct dsv2i_backend *base, const void *model)
 static cudaGraph_t end_capture(struct dsv2i_cuda *be)
 {
     cudaGraph_t graph = NULL;
-    cudaError_t e = cudaStreamEndCapture(be->stream, &graph);
 
     be->recording = 0;
-    dsv2i_cuda_check(be, e);
+    if (cudaStreamEndCapture(be->stream, &graph))
+        cudaGetLastError();
     return graph;
 }
 
@@ -190,6 +190,7 @@ int dsv2i_cuda_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
     be->max_rows = batch->plain ? dsv2i_cuda_bucket(batch->n_rows) : batch->n_rows;
     be->plan = dsv2i_cuda_make_plan(be, shape, be->max_rows);
     be->replay = NULL;
+    be->first_of_kind = 0;
     be->n_fetches = 0;
     be->fetched_bytes = 0;
     be->choosing = 0;
@@ -203,16 +204,20 @@ int dsv2i_cuda_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
             be->replay = g;
             return 1;
         }
-        if (!g)
-            expect_another(be);
-        else if (!dsv2i_cuda_check(be, cudaStreamBeginCapture(be->stream, cudaStreamCaptureModeThreadLocal)))
-            be->recording = 1;
+        be->first_of_kind = !g;
+        be->recording = g && !g->refused && !cudaStreamBeginCapture(be->stream, cudaStreamCaptureModeThreadLocal);
+        if (g && !be->recording) { /* the host's stream may be one that cannot be captured */
+            cudaGetLastError();
+            g->refused = 1;
+        }
     }
     dsv2i_cuda_start(be);
     return 0;
 }
 
-void dsv2i_cuda_submit(struct dsv2i_backend *base)
+/* A capture fails for reasons that are not the step's: the host synchronizes the device in another thread, or there is no memory for the
+ * graph.  Nothing has been done then. */
+int dsv2i_cuda_submit(struct dsv2i_backend *base)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
 
@@ -220,13 +225,23 @@ void dsv2i_cuda_submit(struct dsv2i_backend *base)
         struct dsv2i_cuda_graph *g = find_graph(be);
         cudaGraph_t graph = end_capture(be);
 
-        if (!be->error && !dsv2i_cuda_check(be, cudaGraphInstantiate(&g->exec, graph, 0)))
+        if (graph && !be->error && !cudaGraphInstantiate(&g->exec, graph, 0))
             be->replay = g;
         if (graph)
             cudaGraphDestroy(graph);
+        if (!be->replay) {
+            cudaGetLastError();
+            g->exec = NULL;
+            g->refused = 1;
+            be->error = cudaSuccess; /* of operations that were not done */
+            return 1;
+        }
     }
     if (be->replay && !be->error)
         dsv2i_cuda_check(be, cudaGraphLaunch(be->replay->exec, be->stream));
+    if (be->first_of_kind && !be->error)
+        expect_another(be);
+    return 0;
 }
 
 void dsv2i_cuda_deliver(struct dsv2i_cuda *be)

@@ -472,6 +472,30 @@ void test_step(void **)
     }
 }
 
+/* A step whose recording another thread spoils, at its beginning or its end, is made without one, and so are all like it. */
+void test_spoiled_capture(void **)
+{
+    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    for (long nth = 1; nth <= 2; nth++) {
+        World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+        dsv2_session *s = open_session(w.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+        dsv2_session *c = open_session(cpu.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+        for (int32_t token = 1; token <= 5; token++) {
+            if (token == 2) /* the first is not recorded */
+                emu::fail_capture(nth);
+            must(dsv2_session_decode(s, token));
+            must(dsv2_session_decode(c, token));
+            Logits got = w.logits(s), want = cpu.logits(c);
+            std::vector<double> wide(want.begin(), want.end());
+            if (!(distance(got, wide.data()) < 2e-5))
+                fail_msg("%ld, token %d: %g from the CPU", nth, token, distance(got, wide.data()));
+        }
+        emu::fail_capture(0);
+        dsv2_session_free(s);
+        dsv2_session_free(c);
+    }
+}
+
 /* With `invariant`: a session alone, its prompt in pieces, and beside ten others: the same bits. */
 void test_invariant(void **)
 {
@@ -762,7 +786,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_list),         cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_golden_fp8),   cmocka_unit_test(test_invariant),  cmocka_unit_test(test_scores),
         cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_recorded),   cmocka_unit_test(test_recorded_for),
-        cmocka_unit_test(test_sampling),     cmocka_unit_test(test_step),
+        cmocka_unit_test(test_sampling),     cmocka_unit_test(test_step), cmocka_unit_test(test_spoiled_capture),
         cmocka_unit_test(test_exchange),     cmocka_unit_test(test_bundled_text),
         cmocka_unit_test(test_cancelled_load),
 #ifdef DSV2I_EMULATED

@@ -29,6 +29,8 @@ const std::string &error();
  * 0: never. */
 void fail_allocation(long n);
 void fail_launch(long n);
+/* The N-th beginning or end of a capture from now fails, as when another thread spoils it. */
+void fail_capture(long n);
 
 /* Calls since reset in which the host waited for the device, and device bytes in use. */
 long host_waits();

@@ -455,13 +455,20 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t)
 
 /* ---- graphs --------------------------------------------------------------------------------------------------------------------- */
 
+namespace emu {
+static long captures_left;
+
+void fail_capture(long n) { captures_left = n; }
+static bool spoiled() { return captures_left > 0 && --captures_left == 0; }
+}
+
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 {
     Hold hold(lock);
 
     if (check(s) != cudaSuccess)
         return returned(cudaSuccess);
-    if (s->capture)
+    if (s->capture || spoiled())
         return returned(cudaErrorStreamCaptureInvalidated);
     s->capture = std::make_shared<Capture>();
     s->capture->origin = s;
@@ -492,6 +499,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph)
             other->capture = nullptr;
             other->captured.clear();
         }
+    if (spoiled())
+        return returned(cudaErrorStreamCaptureInvalidated);
     if (joined.size() != capture->graph.nodes.size())
         return returned(cudaErrorStreamCaptureUnjoined);
     if (lost())

@@ -122,7 +122,8 @@ typedef struct dsv2_context_params {
     int32_t device;         /* CUDA: which, as CUDA counts; default 0.  No other device is touched */
     const char *cuda_module; /* CUDA: the file libdsv2-cuda.so; default NULL: the one beside this library.  It must be of the same build.
                              * Not used where the backend is linked in */
-    void *cuda_stream;      /* CUDA: a cudaStream_t of the device for all steps, alive as long as the context; default NULL: its own */
+    void *cuda_stream;      /* CUDA: a cudaStream_t of the device for all steps, alive as long as the context; default NULL: its own.
+                             * Best a non-blocking one: others cannot always be recorded, and then steps are launched one by one */
     int32_t invariant;      /* CUDA: 1: the bits of a session do not depend on what else is in a step, as on the CPU; default 0: faster */
     int32_t reserved;       /* 0 */
 } dsv2_context_params;
@@ -149,7 +150,8 @@ typedef struct dsv2_backend_info {
 } dsv2_backend_info;
 
 /* List the backends: entry i in infos + i * info_size bytes, at most capacity of them, struct_size filled in; *n is how many there are.
- * cuda_module as in dsv2_context_params.  Looks for the CUDA module, and loads it if it is there.  Errors: INVALID. */
+ * cuda_module as in dsv2_context_params.  Looks for the CUDA module, and loads it if it is there, which starts CUDA in this process: a child
+ * that it forks afterwards has none.  Errors: INVALID. */
 DSV2_API dsv2_status dsv2_backend_list(const char *cuda_module, dsv2_backend_info *infos, size_t info_size, size_t capacity, size_t *n);
 
 /* ---- Model ----------------------------------------------------------------------------------------------------------- */

@@ -16,7 +16,7 @@ static void check(dsv2_status status)
 
 static void run(const char *folder)
 {
-    const std::string prompt = "Once upon a time";
+    const std::string prompt = "Story: One day";
     dsv2_context *c;
     dsv2_model *m;
     dsv2_session *s;

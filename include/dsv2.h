@@ -363,10 +363,11 @@ DSV2_API void dsv2_pool_params_init(dsv2_pool_params *params, size_t size);
 /* Create a pool; it keeps its model alive, and its sessions keep it.  Any thread may use it.
  *
  * The prefix cache: pages that sessions of the pool have filled enter it, and dsv2_session_prefill and dsv2_step take the longest
- * stored beginning of a new prompt from it, at most all tokens but the last, instead of computing it; none when scores are
- * wanted, and none from the other members of its own step.  Tokens are compared, not only hashes.  Only sessions with the same cache_namespace share, and only what was computed in the
- * form of attention that the prompt would be computed in, so that a session's results do not tell what was found.  Pages that
- * no session holds are given up, least recently used first, when a page or room in the cache is needed.
+ * stored beginning of a new prompt from it, at most all tokens but the last, instead of computing it; none when scores are wanted, and
+ * none from the other members of its own step.  Tokens are compared, not only hashes.  Only sessions with the same cache_namespace
+ * share, and only what was computed in the form of attention that the prompt would be computed in, so that a session's results do not
+ * tell what was found.  Pages that no session holds are given up, least recently used first, when a page or room in the cache is
+ * needed.
  * Errors: INVALID, NOMEM, FORKED. */
 DSV2_API dsv2_status dsv2_pool_create(dsv2_model *model, const dsv2_pool_params *params, dsv2_pool **out);
 DSV2_API void dsv2_pool_free(dsv2_pool *pool);

@@ -126,7 +126,14 @@ static dsv2_status run(struct encoder *e, size_t n_text, int bos, int32_t *ids, 
 static dsv2_status encode_valid(const struct dsv2i_tokenizer *t, const char *text, size_t n_text, const struct dsv2i_guard *guard,
                                 int bos, int32_t *ids, size_t capacity, size_t *n)
 {
-    struct encoder e = {.t = t, .guard = guard, .text = text, .pieces = {.mem = t->mem, .deadline = dsv2i_regex_deadline(n_text)}, .work.mem = t->mem, .ids.mem = t->mem};
+    struct encoder e = {
+        .t = t,
+        .guard = guard,
+        .text = text,
+        .pieces = {.mem = t->mem, .deadline = dsv2i_regex_deadline(n_text)},
+        .work.mem = t->mem,
+        .ids.mem = t->mem,
+    };
     dsv2_status status = run(&e, n_text, bos, ids, capacity, n);
 
     dsv2i_pieces_free(&e.pieces);

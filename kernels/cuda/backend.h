@@ -36,10 +36,9 @@ struct dsv2i_cuda_plan {
     size_t total;
 };
 
-/* What sequences a step has: in the absorbed form (with pages of BF16, and with coded ones), expanded, and of either form with pages of
- * F32. */
+/* What sequences a step has: in the absorbed form (DSV2I_PAGES_* of these), expanded, and of either form with pages of F32. */
 #define DSV2I_CUDA_WINDOW 2048 /* positions whose keys and values are there at a time for expanded sequences */
-enum { DSV2I_CUDA_LATENT = 1, DSV2I_CUDA_EXPANDED = 2, DSV2I_CUDA_F32_PAGES = 4, DSV2I_CUDA_BF16_PAGES = 8, DSV2I_CUDA_CODED_PAGES = 16 };
+enum { DSV2I_CUDA_LATENT = DSV2I_PAGES_ALL, DSV2I_CUDA_EXPANDED = 4, DSV2I_CUDA_F32_PAGES = 8 };
 
 /* A plain step of a model, recorded. */
 struct dsv2i_cuda_graph {

@@ -46,10 +46,10 @@ struct dsv2i_cuda_launch {
     int32_t sm;       /* the card's capability, 10 * major + minor, as 90; and its multiprocessors */
     int32_t n_sms;
     int32_t invariant; /* a row's bits must not depend on what stands beside it, nor on max_rows */
-    int32_t pages;    /* DSV2I_PAGES_* of the sequences in the absorbed form, where known */
+    int32_t pages;    /* that sequences in the absorbed form have or may have: of DSV2I_PAGES_* */
 };
 
-enum { DSV2I_PAGES_ANY, DSV2I_PAGES_BF16, DSV2I_PAGES_CODED };
+enum { DSV2I_PAGES_BF16 = 1, DSV2I_PAGES_CODED = 2, DSV2I_PAGES_ALL = 3 };
 
 /* step->rope, from step->pos and step->inv_freq. */
 cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t rope, double multiplier);

@@ -502,9 +502,9 @@ cudaError_t dsv2i_mla_decode_sm90(const dsv2i_cuda_launch *to, const dsv2i_cuda_
 {
     cudaError_t e = cudaSuccess;
 
-    if (to->pages != DSV2I_PAGES_CODED)
+    if (to->pages & DSV2I_PAGES_BF16)
         e = dsv2i_launch(to, mla_decode_sm90_kernel<false>, (unsigned)blocks, threads, shared_bytes, step, o, q, work, layer, heads);
-    if (!e && to->pages != DSV2I_PAGES_BF16)
+    if (!e && to->pages & DSV2I_PAGES_CODED)
         e = dsv2i_launch(to, mla_decode_sm90_kernel<true>, (unsigned)blocks, threads, shared_bytes, step, o, q, work, layer, heads);
     return e;
 }

@@ -295,7 +295,7 @@ void dsv2i_cuda_op_mla_attend(struct dsv2i_backend *base, float *o, const float 
     if (plain || be->kinds & DSV2I_CUDA_F32_PAGES)
         dsv2i_cuda_check(be, dsv2i_cuda_mla_attend_any(&to, step, o, q, kv_b, layer, heads, s->qk_nope_head_dim, s->v_head_dim,
                                                        s->qk_rope_head_dim, s->softmax_scale, !plain));
-    to.pages = !(be->kinds & DSV2I_CUDA_CODED_PAGES) ? DSV2I_PAGES_BF16 : !(be->kinds & DSV2I_CUDA_BF16_PAGES) ? DSV2I_PAGES_CODED : DSV2I_PAGES_ANY;
+    to.pages = be->kinds & DSV2I_CUDA_LATENT;
     if (!plain && be->kinds & DSV2I_CUDA_LATENT) {
         dsv2i_cuda_check(be, dsv2i_cuda_mla_absorb(&to, step, q_latent, q, kv_b, heads, s->softmax_scale));
         dsv2i_cuda_check(be, dsv2i_cuda_mla_decode(&to, step, o_latent, q_latent, layer, heads, scratch(be, be->plan.mla)));

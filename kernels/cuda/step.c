@@ -53,7 +53,7 @@ static void note_kind(struct dsv2i_cuda *be, const struct dsv2i_seq *seq, int32_
     if (seq->kv_type == DSV2I_KV_F32) {
         be->kinds |= DSV2I_CUDA_F32_PAGES;
     } else if (seq->form == DSV2I_ABSORBED) {
-        be->kinds |= DSV2I_CUDA_LATENT | (seq->kv_type == DSV2I_KV_BF16 ? DSV2I_CUDA_BF16_PAGES : DSV2I_CUDA_CODED_PAGES);
+        be->kinds |= seq->kv_type == DSV2I_KV_BF16 ? DSV2I_PAGES_BF16 : DSV2I_PAGES_CODED;
     } else {
         be->kinds |= DSV2I_CUDA_EXPANDED;
         be->prefill.seqs++;

@@ -129,7 +129,7 @@ template <class T> bool is_unset(const T &x)
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
     cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
 #endif
-    return {stream, max_rows, early && major >= 9, 10 * major + minor, n_sms, 0, DSV2I_PAGES_ANY};
+    return {stream, max_rows, early && major >= 9, 10 * major + minor, n_sms, 0, DSV2I_PAGES_ALL};
 }
 
 [[maybe_unused]] uint16_t bf16_of(float x)

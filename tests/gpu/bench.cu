@@ -526,9 +526,10 @@ Times time_decode(const Case &c, Memory &m)
 {
     const int n = c["batch"], heads = c["heads"];
     const bool plan = c.kernel == "mla_plan";
-    const Step step(m, n, 1, c["context"], plan ? DSV2I_KV_6BIT : c.kv());
+    const int kv = plan ? DSV2I_KV_6BIT : c.kv(); // a plan is for pages of any kind
+    const Step step(m, n, 1, c["context"], kv);
     dsv2i_cuda_launch to = launch_for(n);
-    to.pages = c.kv() == DSV2I_KV_BF16 ? DSV2I_PAGES_BF16 : DSV2I_PAGES_CODED;
+    to.pages = kv == DSV2I_KV_BF16 ? DSV2I_PAGES_BF16 : DSV2I_PAGES_CODED;
     const uint16_t *q = m.halves((size_t)n * (size_t)heads * 576, 0.1f);
     float *o = m.take<float>((size_t)n * (size_t)heads * 512);
     void *scratch = m.take(dsv2i_cuda_mla_scratch(&to, heads));

@@ -149,6 +149,8 @@ class Run:
                 moved, flops = case.facts()
                 self.report[into].append({**r, "kernel": case.kernel, "shape": case.shape, "what": case.what, "bytes": moved, "flops": flops,
                                           "target": case.target, "against": case.against, "like": [c.line() for c in case.like]})
+                if "error" in r:
+                    print(f"  FAILED {r['case']}: {r['error']}", flush=True)
             cases = cases[len(results):]
             if status == 0:
                 break

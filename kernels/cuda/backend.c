@@ -18,21 +18,24 @@ int dsv2i_cuda_result(struct dsv2i_cuda *be, cudaError_t error)
     return -1;
 }
 
-int dsv2i_cuda_enter(struct dsv2i_cuda *be)
+struct dsv2i_cuda_thread dsv2i_cuda_enter(struct dsv2i_cuda *be)
 {
-    int previous = be->device;
+    struct dsv2i_cuda_thread previous = {be->device, cudaStreamCaptureModeRelaxed};
 
-    cudaGetDevice(&previous);
-    if (previous == be->device)
-        return -1;
-    cudaSetDevice(be->device);
+    cudaThreadExchangeStreamCaptureMode(&previous.mode);
+    cudaGetDevice(&previous.device);
+    if (previous.device == be->device)
+        previous.device = -1;
+    else
+        cudaSetDevice(be->device);
     return previous;
 }
 
-void dsv2i_cuda_leave(int previous)
+void dsv2i_cuda_leave(struct dsv2i_cuda_thread previous)
 {
-    if (previous >= 0)
-        cudaSetDevice(previous);
+    cudaThreadExchangeStreamCaptureMode(&previous.mode);
+    if (previous.device >= 0)
+        cudaSetDevice(previous.device);
 }
 
 /* ---- Memory ------------------------------------------------------------------------------------------------------------ */
@@ -64,7 +67,7 @@ int dsv2i_cuda_grow(struct dsv2i_cuda *be, struct dsv2i_cuda_block *block, size_
 static void *op_mem_alloc(struct dsv2i_backend *base, size_t bytes)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
     void *at = NULL;
 
     if (dsv2i_cuda_result(be, cudaMalloc(&at, bytes ? bytes : 1)))
@@ -76,7 +79,7 @@ static void *op_mem_alloc(struct dsv2i_backend *base, size_t bytes)
 static void op_mem_free(struct dsv2i_backend *base, void *ptr, size_t bytes)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
 
     (void)bytes;
     dsv2i_cuda_result(be, cudaFree(ptr));
@@ -86,7 +89,7 @@ static void op_mem_free(struct dsv2i_backend *base, void *ptr, size_t bytes)
 static int op_mem_copy(struct dsv2i_backend *base, void *to, const void *from, size_t bytes)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
     cudaError_t e;
 
     pthread_mutex_lock(&be->copying);
@@ -133,7 +136,8 @@ static size_t op_scratch_bytes(struct dsv2i_backend *base, const struct dsv2i_sh
 static int op_reserve(struct dsv2i_backend *base, const struct dsv2i_shape *shape, int32_t n_rows)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be), failed;
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
+    int failed;
     const char *scratch = be->scratch.at;
 
     failed = dsv2i_cuda_grow(be, &be->fetched, fetched_bytes(be, shape, n_rows), 1)
@@ -155,7 +159,7 @@ static void op_close(struct dsv2i_backend *base)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
     struct dsv2i_hooks hooks = be->hooks;
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
 
     if (be->stream)
         cudaStreamSynchronize(be->stream);
@@ -253,6 +257,8 @@ static cudaError_t open_card(struct dsv2i_cuda *be)
     be->sm = 10 * major + minor;
     if (be->sm < 80)
         return cudaErrorInvalidDevice;
+    if ((e = dsv2i_cuda_has_code()))
+        return e;
     if (!be->stream) {
         if ((e = cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking)))
             return e;
@@ -281,9 +287,10 @@ const char *dsv2i_cuda_build(void)
 int dsv2i_cuda_open(const struct dsv2i_hooks *hooks, const struct dsv2i_cuda_options *options, struct dsv2i_backend **out,
                     const char **why)
 {
+    struct dsv2i_cuda_thread previous;
     struct dsv2i_cuda *be;
-    int n = 0, previous;
     cudaError_t e;
+    int n = 0;
 
     *out = NULL;
     if ((e = cudaGetDeviceCount(&n)) || options->device >= n) {
@@ -311,7 +318,9 @@ int dsv2i_cuda_open(const struct dsv2i_hooks *hooks, const struct dsv2i_cuda_opt
     dsv2i_cuda_leave(previous);
     if (e) {
         cudaGetLastError();
-        *why = e == cudaErrorInvalidDevice ? "the device is older than compute capability 8.0" : cudaGetErrorString(e);
+        *why = e == cudaErrorInvalidDevice           ? "the device is older than compute capability 8.0"
+             : e == cudaErrorNoKernelImageForDevice ? "libdsv2 was built for other devices (-Dwith_cuda_archs)"
+                                                    : cudaGetErrorString(e);
         op_close(&be->base);
         return -1;
     }

@@ -8,7 +8,8 @@
  *   blas.c      products by cuBLASLt
  *
  * Everything goes to one stream, in the order of the calls; the host waits once, in finish.  Other threads may meanwhile copy and
- * allocate, which uses a stream of its own.  The device that the calling thread had set is set again before a call returns.
+ * allocate, which uses a stream of its own.  The device that the calling thread had set is set again before a call returns; and what the library
+ * does on its own streams and memory spoils no capture of the host's.
  *
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_CUDA_BACKEND_H
@@ -49,6 +50,12 @@ struct dsv2i_cuda_graph {
     int32_t refused;   /* that has failed: then they are launched one by one */
 };
 
+/* What CUDA keeps for a thread. */
+struct dsv2i_cuda_thread {
+    int device; /* -1: the one that is */
+    enum cudaStreamCaptureMode mode;
+};
+
 /* Of the host's memory that results go to first: from there to where they are wanted, in finish. */
 struct dsv2i_cuda_fetch {
     void *to;
@@ -83,7 +90,7 @@ struct dsv2i_cuda {
     /* the step that is under way */
     cudaError_t error;
     char text[160];              /* of the error */
-    int previous_device;
+    struct dsv2i_cuda_thread previous;
     const struct dsv2i_shape *shape;
     const struct dsv2i_batch *batch;
     struct dsv2i_cuda_plan plan;
@@ -113,9 +120,9 @@ int dsv2i_cuda_check_call(struct dsv2i_cuda *be, const char *call, int code);
 int32_t dsv2i_cuda_bucket(int32_t n_rows);
 /* Rows of memory that n rows of activations need. */
 int32_t dsv2i_cuda_memory_rows(struct dsv2i_backend *be, int32_t n);
-/* Make the card the calling thread's; returns the one that was, for leave. */
-int dsv2i_cuda_enter(struct dsv2i_cuda *be);
-void dsv2i_cuda_leave(int previous);
+/* Make the card the calling thread's, free to allocate and to wait while the host captures; returns what was, for leave. */
+struct dsv2i_cuda_thread dsv2i_cuda_enter(struct dsv2i_cuda *be);
+void dsv2i_cuda_leave(struct dsv2i_cuda_thread previous);
 /* 0, or -1 with the text of the error as the backend's failure. */
 int dsv2i_cuda_result(struct dsv2i_cuda *be, cudaError_t error);
 

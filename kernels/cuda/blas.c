@@ -17,6 +17,7 @@ struct plan {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t w, x, y;
     cublasLtMatmulAlgo_t algo;
+    int32_t refused; /* the library has nothing for it */
 };
 
 struct dsv2i_cuda_blas {
@@ -29,7 +30,7 @@ struct dsv2i_cuda_blas {
     struct plan *plans[BUCKETS];
 };
 
-static const struct dsv2i_cuda_result fine = {NULL, 0};
+static const struct dsv2i_cuda_result fine = {NULL, 0}, refusal = {"cublasLtMatmulAlgoGetHeuristic", CUBLAS_STATUS_NOT_SUPPORTED};
 
 #define TRY(call, ...) \
     do { \
@@ -154,7 +155,7 @@ static struct dsv2i_cuda_result make_plan(struct dsv2i_cuda_blas *blas, struct p
     TRY(cublasLtMatmulAlgoGetHeuristic, blas->handle, plan->operation, plan->w, plan->x, plan->y, plan->y, blas->preference, 1, &best,
         &found);
     if (!found || best.state)
-        return (struct dsv2i_cuda_result){"cublasLtMatmulAlgoGetHeuristic", found ? (int)best.state : CUBLAS_STATUS_NOT_SUPPORTED};
+        return refusal;
     plan->algo = best.algo;
     return fine;
 }
@@ -193,7 +194,7 @@ static struct dsv2i_cuda_result find_plan(struct dsv2i_cuda_blas *blas, const st
     for (plan = *bucket; plan; plan = plan->next)
         if (!memcmp(&plan->product, &p, sizeof p)) {
             *out = plan;
-            return fine;
+            return plan->refused ? refusal : fine;
         }
     if (!dsv2i_cuda_blas_takes(blas->sm, &p))
         return (struct dsv2i_cuda_result){"dsv2i_cuda_blas_takes", CUBLAS_STATUS_NOT_SUPPORTED};
@@ -203,13 +204,21 @@ static struct dsv2i_cuda_result find_plan(struct dsv2i_cuda_blas *blas, const st
     memset(plan, 0, sizeof *plan);
     plan->product = p;
     r = make_plan(blas, plan);
-    if (r.call) {
+    if (r.call && r.code != CUBLAS_STATUS_NOT_SUPPORTED) {
         release_plan(blas, plan);
         return r;
     }
+    plan->refused = r.call != NULL;
     plan->next = *bucket;
     *out = *bucket = plan;
-    return fine;
+    return r;
+}
+
+int dsv2i_cuda_blas_has(struct dsv2i_cuda_blas *blas, const struct dsv2i_cuda_product *product)
+{
+    struct plan *plan;
+
+    return find_plan(blas, product, &plan).code != CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 struct dsv2i_cuda_result dsv2i_cuda_blas_prepare(struct dsv2i_cuda_blas *blas, const struct dsv2i_cuda_product *product)

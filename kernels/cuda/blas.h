@@ -65,6 +65,10 @@ struct dsv2i_cuda_result dsv2i_cuda_blas_open(const struct dsv2i_hooks *hooks, i
 /* Waits for the device.  NULL is none. */
 void dsv2i_cuda_blas_close(struct dsv2i_cuda_blas *blas);
 
+/* Does the library compute it?  It may refuse what takes says yes to: versions differ in that.  Plans it, unless it is; an answer is
+ * remembered.  1 also where planning fails for another reason, which a run then tells. */
+int dsv2i_cuda_blas_has(struct dsv2i_cuda_blas *blas, const struct dsv2i_cuda_product *product);
+
 /* Plan it, unless it is. */
 struct dsv2i_cuda_result dsv2i_cuda_blas_prepare(struct dsv2i_cuda_blas *blas, const struct dsv2i_cuda_product *product);
 

@@ -17,6 +17,13 @@ template <int dtype> static __global__ void embed_kernel(const dsv2i_cuda_step *
     x[(size_t)row * (size_t)hidden + (size_t)i] = dsv2i_load<dtype>(table, (size_t)step->token[row] * (size_t)hidden + (size_t)i);
 }
 
+cudaError_t dsv2i_cuda_has_code(void)
+{
+    cudaFuncAttributes attributes;
+
+    return cudaFuncGetAttributes(&attributes, embed_kernel<DSV2I_BF16>);
+}
+
 cudaError_t dsv2i_cuda_embed(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *x, const void *table,
                              int32_t dtype, int32_t hidden)
 {

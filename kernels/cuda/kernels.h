@@ -54,6 +54,9 @@ enum { DSV2I_PAGES_BF16 = 1, DSV2I_PAGES_CODED = 2, DSV2I_PAGES_ALL = 3 };
 /* step->rope, from step->pos and step->inv_freq. */
 cudaError_t dsv2i_cuda_rope(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, int32_t rope, double multiplier);
 
+/* Have kernels been built for the current device?  cudaErrorNoKernelImageForDevice if not. */
+cudaError_t dsv2i_cuda_has_code(void);
+
 /* x (n_rows, hidden) = rows token[i] of the table (vocab, hidden) of dtype. */
 cudaError_t dsv2i_cuda_embed(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *x, const void *table,
                              int32_t dtype, int32_t hidden);

@@ -236,7 +236,8 @@ static void by_blas(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, c
     dsv2i_cuda_check_call(be, r.call, r.code);
 }
 
-/* fp8 weights: with activations in e4m3, too, where cuBLASLt takes their scales; else as bf16. */
+/* fp8 weights: with activations in e4m3, too, where cuBLASLt takes their scales; else as bf16.  What cuBLASLt refuses goes to kernels of
+ * our own. */
 static void linear(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const float *x,
                    const struct dsv2i_weight *w, int accumulate, int own)
 {
@@ -246,7 +247,7 @@ static void linear(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, co
 
     touch(be, y);
     if (!be->invariant && !few && !own && (w->dtype == DSV2I_F32 || (units && (w->dtype != DSV2I_F8_E4M3 || product.scaling)))
-        && dsv2i_cuda_blas_takes(be->sm, &product))
+        && dsv2i_cuda_blas_has(be->blas, &product))
         by_blas(be, to, step, &product, y, x, w, accumulate);
     else if (units && (be->invariant || !few))
         dsv2i_cuda_check(be, dsv2i_cuda_linear_many(to, step, y, DSV2I_F32, narrow(be, to, step, x, w->cols), w, accumulate));

@@ -157,7 +157,7 @@ static void expect_another(struct dsv2i_cuda *be)
 void dsv2i_cuda_forget(struct dsv2i_backend *base, const void *model)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
 
     for (int32_t i = 0; i < DSV2I_CUDA_GRAPHS; i++)
         if (!model || be->graphs[i].model == model)
@@ -183,7 +183,7 @@ int dsv2i_cuda_begin(struct dsv2i_backend *base, const struct dsv2i_shape *shape
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
     struct dsv2i_cuda_graph *g = NULL;
 
-    be->previous_device = dsv2i_cuda_enter(be);
+    be->previous = dsv2i_cuda_enter(be);
     be->error = cudaSuccess;
     be->shape = shape;
     be->batch = batch;
@@ -290,6 +290,6 @@ int dsv2i_cuda_finish(struct dsv2i_backend *base)
         cudaGetLastError(); /* not for the host program to find */
         atomic_store(&be->failure, be->text);
     }
-    dsv2i_cuda_leave(be->previous_device);
+    dsv2i_cuda_leave(be->previous);
     return result;
 }

@@ -124,7 +124,7 @@ static cudaError_t upload_widened(struct dsv2i_cuda *be, void *to, struct dsv2i_
 int dsv2i_cuda_weight_put(struct dsv2i_backend *base, void *to, struct dsv2i_weight *w, int attention)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
     cudaError_t e;
 
     pthread_mutex_lock(&be->copying);
@@ -148,7 +148,7 @@ static int alike(const struct dsv2i_weight *a, const struct dsv2i_weight *b)
 int dsv2i_cuda_table_put(struct dsv2i_backend *base, void *to, struct dsv2i_ffn *ffn, int32_t n)
 {
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
-    int previous = dsv2i_cuda_enter(be);
+    struct dsv2i_cuda_thread previous = dsv2i_cuda_enter(be);
     cudaError_t e = cudaSuccess;
 
     pthread_mutex_lock(&be->copying);

@@ -144,9 +144,8 @@ struct Error {
 };
 
 /* The fixture's positions, each after a prefill of what is new. */
-Error error_of(const char *name, int32_t kv_type, int32_t attention, int32_t invariant = 0)
+Error error_of(World *w, const char *name)
 {
-    World w(DSV2_BACKEND_CUDA, golden(name), kv_type, attention, invariant);
     struct fixture f;
     Error e = {0, 0};
     int32_t at = 0;
@@ -154,14 +153,20 @@ Error error_of(const char *name, int32_t kv_type, int32_t attention, int32_t inv
     fixture_open(&f, name);
     for (size_t i = 0; i < f.n_positions; i++) {
         int32_t end = f.positions[i] + 1;
-        must(dsv2_session_prefill(w.s, f.ids + at, (size_t)(end - at)));
+        must(dsv2_session_prefill(w->s, f.ids + at, (size_t)(end - at)));
         at = end;
-        double d = distance(w.logits(), f.logits + i * f.n_vocab);
+        double d = distance(w->logits(), f.logits + i * f.n_vocab);
         e.worst = d <= e.worst ? e.worst : d;
-        e.mean_kl += divergence(w.logits(), f.logits + i * f.n_vocab) / (double)f.n_positions;
+        e.mean_kl += divergence(w->logits(), f.logits + i * f.n_vocab) / (double)f.n_positions;
     }
     fixture_close(&f);
     return e;
+}
+
+Error error_of(const char *name, int32_t kv_type, int32_t attention, int32_t invariant = 0)
+{
+    World w(DSV2_BACKEND_CUDA, golden(name), kv_type, attention, invariant);
+    return error_of(&w, name);
 }
 
 void test_golden_f32(void **)
@@ -472,30 +477,6 @@ void test_step(void **)
     }
 }
 
-/* A step whose recording another thread spoils, at its beginning or its end, is made without one, and so are all like it. */
-void test_spoiled_capture(void **)
-{
-    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
-    for (long nth = 1; nth <= 2; nth++) {
-        World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
-        dsv2_session *s = open_session(w.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
-        dsv2_session *c = open_session(cpu.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
-        for (int32_t token = 1; token <= 5; token++) {
-            if (token == 2) /* the first is not recorded */
-                emu::fail_capture(nth);
-            must(dsv2_session_decode(s, token));
-            must(dsv2_session_decode(c, token));
-            Logits got = w.logits(s), want = cpu.logits(c);
-            std::vector<double> wide(want.begin(), want.end());
-            if (!(distance(got, wide.data()) < 2e-5))
-                fail_msg("%ld, token %d: %g from the CPU", nth, token, distance(got, wide.data()));
-        }
-        emu::fail_capture(0);
-        dsv2_session_free(s);
-        dsv2_session_free(c);
-    }
-}
-
 /* With `invariant`: a session alone, its prompt in pieces, and beside ten others: the same bits. */
 void test_invariant(void **)
 {
@@ -652,6 +633,91 @@ void test_exchange(void **)
 }
 
 #ifdef DSV2I_EMULATED
+/* A step whose recording another thread spoils, at its beginning or its end, is made without one, and so are all like it. */
+void test_spoiled_capture(void **)
+{
+    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    for (long nth = 1; nth <= 2; nth++) {
+        World w(DSV2_BACKEND_CUDA, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+        dsv2_session *s = open_session(w.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+        dsv2_session *c = open_session(cpu.model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+        for (int32_t token = 1; token <= 5; token++) {
+            if (token == 2) /* the first is not recorded */
+                emu::fail_capture(nth);
+            must(dsv2_session_decode(s, token));
+            must(dsv2_session_decode(c, token));
+            Logits got = w.logits(s), want = cpu.logits(c);
+            std::vector<double> wide(want.begin(), want.end());
+            if (!(distance(got, wide.data()) < 2e-5))
+                fail_msg("%ld, token %d: %g from the CPU", nth, token, distance(got, wide.data()));
+        }
+        emu::fail_capture(0);
+        dsv2_session_free(s);
+        dsv2_session_free(c);
+    }
+}
+
+/* The host captures, in a mode that forbids others to allocate: its capture goes well, and so does all that the library does meanwhile. */
+void test_beside_capture(void **)
+{
+    World cpu(DSV2_BACKEND_CPU, golden("v2"), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+    new_card();
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    assert_int_equal(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    dsv2_context_params p = params(DSV2_BACKEND_CUDA);
+    dsv2_context *ctx;
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+    must(dsv2_context_create(&p, &ctx));
+    dsv2_model *model = open_model(ctx, "v2");
+    dsv2_session *s = open_session(model, 0, DSV2_KV_F32, DSV2_ATTENTION_ABSORBED, 64);
+    for (int32_t token = 1; token <= 4; token++) {
+        must(dsv2_session_decode(s, token));
+        must(dsv2_session_decode(cpu.s, token));
+    }
+    const float *got = logits_of(s);
+    std::vector<double> want(150);
+    const Logits of_cpu = cpu.logits();
+    want.assign(of_cpu.begin(), of_cpu.end());
+    assert_true(distance(Logits(got, got + want.size()), want.data()) < 2e-5);
+    dsv2_session_free(s);
+    dsv2_model_free(model);
+    dsv2_context_free(ctx);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    check_card(true);
+}
+
+/* A cuBLASLt that has nothing for our products: then kernels of our own compute them, as exactly. */
+void test_without_blas(void **)
+{
+    for (const char *name : {"v2", "v2-bf16", "fp8-block"}) {
+        World w(DSV2_BACKEND_CUDA, golden(name), DSV2_KV_F32, DSV2_ATTENTION_ABSORBED);
+        emu::refuse_products();
+        const Error e = error_of(&w, name);
+        assert_true(emu::blas_queries() > 0);
+        if (!strcmp(name, "v2") ? !(e.worst < 1e-4) : !(e.worst <= 1.5 * hf_number("v2-bf16", "hf_bf16_max_relative_error")))
+            fail_msg("%s: error %g", name, e.worst);
+        const long asked = emu::blas_queries();
+        must(dsv2_session_truncate(w.s, 0));
+        error_of(&w, name);
+        assert_int_equal(emu::blas_queries(), asked); /* it remembers */
+    }
+}
+
+/* A library that was built for other cards says so when it is opened. */
+void test_other_card(void **)
+{
+    emu::Machine machine;
+    machine.has_code = false;
+    emu::reset(0, machine);
+    dsv2_context_params p = params(DSV2_BACKEND_CUDA);
+    dsv2_context *ctx;
+    expect(dsv2_context_create(&p, &ctx), DSV2_ERR_UNSUPPORTED, "built for other devices");
+    check_card(true);
+}
+
 /* What inspect foretells is what the card gives, but for 5%. */
 void test_memory(void **)
 {
@@ -786,11 +852,13 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_list),         cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_golden_fp8),   cmocka_unit_test(test_invariant),  cmocka_unit_test(test_scores),
         cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_recorded),   cmocka_unit_test(test_recorded_for),
-        cmocka_unit_test(test_sampling),     cmocka_unit_test(test_step), cmocka_unit_test(test_spoiled_capture),
+        cmocka_unit_test(test_sampling),     cmocka_unit_test(test_step),
         cmocka_unit_test(test_exchange),     cmocka_unit_test(test_bundled_text),
         cmocka_unit_test(test_cancelled_load),
 #ifdef DSV2I_EMULATED
         cmocka_unit_test(test_memory),       cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_spoiled_capture), cmocka_unit_test(test_beside_capture),
+        cmocka_unit_test(test_without_blas), cmocka_unit_test(test_other_card),
 #endif
     };
     if (argc > 1 && argv[1][0] == '-')

@@ -39,6 +39,7 @@ typedef std::lock_guard<std::recursive_mutex> Hold;
 
 static std::map<const void *, const char *> objects; /* that live, and what they are */
 static long queries;
+static bool refuses;
 
 long blas_objects() { return (long)objects.size(); }
 long blas_queries() { return queries; }
@@ -47,7 +48,10 @@ void forget_blas()
 {
     objects.clear();
     queries = 0;
+    refuses = false;
 }
+
+void refuse_products() { refuses = true; }
 
 /* ---- objects ------------------------------------------------------------------------------------------------------------------- */
 
@@ -393,7 +397,7 @@ cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle)
 {
     Hold hold(lock);
 
-    if (capturing()) /* it allocates device memory */
+    if (unsafe()) /* it allocates device memory */
         return CUBLAS_STATUS_NOT_INITIALIZED;
     return create(handle, context, cublasLtContext{});
 }
@@ -495,6 +499,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
         return status;
     if (!alive(pref, preference))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (refuses)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     const Algo algo = choose(p, pref->workspace, pref->alignment);
     results[0] = cublasLtMatmulHeuristicResult_t{};
     std::memcpy(&results[0].algo, &algo, sizeof algo);

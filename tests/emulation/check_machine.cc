@@ -465,6 +465,20 @@ template <bool wrong> bool wait_in_capture()
     bool right = !wrong || cudaStreamSynchronize(stream) == cudaSuccess;
     return cudaStreamEndCapture(stream, &graph) == cudaSuccess && right;
 }
+/* The host captures; whoever allocates says first that no capture of its own depends on that. */
+template <bool wrong> bool allocation_beside_capture()
+{
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaGraph_t graph;
+    void *at;
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+    if (!wrong)
+        cudaThreadExchangeStreamCaptureMode(&mode);
+    bool right = cudaMalloc(&at, 64) == cudaSuccess && cudaFree(at) == cudaSuccess;
+    if (!wrong)
+        cudaThreadExchangeStreamCaptureMode(&mode);
+    return cudaStreamEndCapture(stream, &graph) == cudaSuccess && right;
+}
 
 template <bool wrong> bool too_much_shared_memory()
 {
@@ -492,6 +506,7 @@ const Program programs[] = {
     PROGRAM(missing_dependency_wait), PROGRAM(write_before_dependency_wait), PROGRAM(missing_event_wait), PROGRAM(event_too_early),
     PROGRAM(staging_reused), PROGRAM(result_read_too_early), PROGRAM(host_touches_device), PROGRAM(copy_of_the_wrong_kind),
     PROGRAM(stale_pointer_in_graph), PROGRAM(missing_edge_in_graph), PROGRAM(unjoined_capture), PROGRAM(wait_in_capture),
+    PROGRAM(allocation_beside_capture),
     PROGRAM(too_much_shared_memory), PROGRAM(block_too_large), PROGRAM(default_stream),
 };
 

@@ -17,6 +17,7 @@ namespace emu {
 struct Machine {
     int major = 9, minor = 0, sms = 4;
     size_t memory = (size_t)8 << 30; /* bytes that cudaMalloc gives in all */
+    bool has_code = true;            /* the program has kernels for it */
 };
 
 /* Begin anew: forget the error, the pending work and the counts; what runs by chance is drawn from seed. */
@@ -31,6 +32,8 @@ void fail_allocation(long n);
 void fail_launch(long n);
 /* The N-th beginning or end of a capture from now fails, as when another thread spoils it. */
 void fail_capture(long n);
+/* From now to the next reset cuBLASLt's heuristics find nothing for any product. */
+void refuse_products();
 
 /* Calls since reset in which the host waited for the device, and device bytes in use. */
 long host_waits();
@@ -64,7 +67,8 @@ bool is_pinned(const void *ptr, size_t size);
 
 /* Work of a library's own on a stream.  forget_*: at reset. */
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> action);
-bool capturing();
+bool unsafe(); /* of the calling thread, to allocate or wait, as a capture goes on: it is spoiled */
+void finish_all(); /* what has been given to the device, to its end */
 void forget_streams();
 void forget_blas();
 

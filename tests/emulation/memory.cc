@@ -158,6 +158,8 @@ cudaError_t cudaMalloc(void **ptr, size_t size)
     *ptr = nullptr;
     if (lost())
         return returned(cudaSuccess);
+    if (unsafe())
+        return returned(cudaErrorStreamCaptureUnsupported);
     if (!pass_allocation() || size > machine.memory - in_use)
         return returned(cudaErrorMemoryAllocation);
     if (!range) {
@@ -190,7 +192,9 @@ cudaError_t cudaFree(void *ptr)
 
     if (!ptr)
         return returned(cudaSuccess);
-    cudaDeviceSynchronize(); /* as the real one */
+    if (unsafe())
+        return returned(cudaErrorStreamCaptureUnsupported);
+    finish_all(); /* as the real one */
     auto found = device_blocks.find(static_cast<char *>(ptr));
     if (found == device_blocks.end())
         return returned(cudaErrorInvalidValue);
@@ -208,6 +212,8 @@ cudaError_t cudaMallocHost(void **ptr, size_t size)
     *ptr = nullptr;
     if (lost())
         return returned(cudaSuccess);
+    if (unsafe())
+        return returned(cudaErrorStreamCaptureUnsupported);
     if (!pass_allocation() || posix_memalign(ptr, 4096, size ? size : 1))
         return returned(cudaErrorMemoryAllocation);
     std::memset(*ptr, 0xFF, size);
@@ -221,7 +227,9 @@ cudaError_t cudaFreeHost(void *ptr)
 
     if (!ptr)
         return returned(cudaSuccess);
-    cudaDeviceSynchronize();
+    if (unsafe())
+        return returned(cudaErrorStreamCaptureUnsupported);
+    finish_all();
     if (!pinned_blocks.erase(static_cast<char *>(ptr)))
         return returned(cudaErrorInvalidValue);
     free(ptr);

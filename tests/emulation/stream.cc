@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <map>
 #include <set>
+#include <thread>
 
 namespace emu {
 
@@ -47,6 +48,9 @@ struct GraphExec {
 struct Capture {
     Graph graph;
     Stream *origin = nullptr;
+    cudaStreamCaptureMode mode;
+    std::thread::id thread; /* that began it */
+    bool spoiled = false;
 };
 
 struct Stream {
@@ -170,9 +174,27 @@ static void issue(Stream *s, Work work, bool early)
     s->last = n;
 }
 
-bool capturing()
+/* How the calling thread is bound by captures: by its own, and those of others that are Global; by its own; by none. */
+static thread_local cudaStreamCaptureMode bound_by = cudaStreamCaptureModeGlobal;
+
+bool unsafe()
 {
-    return std::any_of(streams.begin(), streams.end(), [](Stream *s) { return s->capture != nullptr; });
+    bool found = false;
+
+    for (Stream *s : streams) {
+        Capture *c = s->capture.get();
+        if (!c || bound_by == cudaStreamCaptureModeRelaxed || c->mode == cudaStreamCaptureModeRelaxed
+            || (c->thread != std::this_thread::get_id() && (bound_by != cudaStreamCaptureModeGlobal || c->mode != cudaStreamCaptureModeGlobal)))
+            continue;
+        c->spoiled = found = true;
+    }
+    return found;
+}
+
+void finish_all()
+{
+    count_wait();
+    run(nullptr, true);
 }
 
 static cudaError_t check(Stream *s)
@@ -366,10 +388,10 @@ cudaError_t cudaDeviceSynchronize()
 {
     Hold hold(lock);
 
-    if (capturing())
-        return returned(cudaErrorStreamCaptureUnsupported);
-    count_wait();
-    run(nullptr, true);
+    for (Stream *s : streams)
+        if (s->capture) /* it is one of those to wait for */
+            return returned(cudaErrorStreamCaptureUnsupported);
+    finish_all();
     return returned(cudaSuccess);
 }
 
@@ -462,7 +484,13 @@ void fail_capture(long n) { captures_left = n; }
 static bool spoiled() { return captures_left > 0 && --captures_left == 0; }
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode *mode)
+{
+    std::swap(*mode, bound_by);
+    return returned(cudaSuccess);
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode)
 {
     Hold hold(lock);
 
@@ -472,6 +500,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
         return returned(cudaErrorStreamCaptureInvalidated);
     s->capture = std::make_shared<Capture>();
     s->capture->origin = s;
+    s->capture->mode = mode;
+    s->capture->thread = std::this_thread::get_id();
     s->captured.clear();
     return returned(cudaSuccess);
 }
@@ -499,7 +529,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph)
             other->capture = nullptr;
             other->captured.clear();
         }
-    if (spoiled())
+    if (spoiled() || capture->spoiled)
         return returned(cudaErrorStreamCaptureInvalidated);
     if (joined.size() != capture->graph.nodes.size())
         return returned(cudaErrorStreamCaptureUnjoined);
@@ -586,6 +616,12 @@ cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; return retur
 cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return returned(cudaSuccess); }
 cudaError_t cudaGetDevice(int *device) { *device = 0; return returned(cudaSuccess); }
 cudaError_t cudaSetDevice(int device) { return returned(device ? cudaErrorInvalidDevice : cudaSuccess); }
+
+cudaError_t emu::func_attributes(cudaFuncAttributes *attr, const void *)
+{
+    *attr = {};
+    return returned(machine.has_code ? cudaSuccess : cudaErrorNoKernelImageForDevice);
+}
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr, int device)
 {

@@ -58,6 +58,7 @@ namespace emu {
 cudaError_t launch(const cudaLaunchConfig_t *config, const void *kernel, std::function<void()> body);
 cudaError_t set_attribute(const void *kernel, cudaFuncAttribute attr, int value);
 cudaError_t occupancy(int *blocks, int threads, size_t shared);
+cudaError_t func_attributes(cudaFuncAttributes *attr, const void *kernel);
 }
 
 template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args)
@@ -68,6 +69,10 @@ template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunc
 template <class... P> cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attr, int value)
 {
     return emu::set_attribute(reinterpret_cast<const void *>(kernel), attr, value);
+}
+template <class... P> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attr, void (*kernel)(P...))
+{
+    return emu::func_attributes(attr, reinterpret_cast<const void *>(kernel));
 }
 template <class... P>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*)(P...), int threads, size_t shared)

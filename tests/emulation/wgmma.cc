@@ -46,15 +46,22 @@ static void multiply(Product *p)
     const char *shared = static_cast<const char *>(shared_memory());
     unsigned warp = threadIdx.x / 32 % 4, g = lane() / 4, t = lane() % 4;
 
-    for (unsigned i = 0; i < p->n / 2; i++) {
-        unsigned row = g + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * t + i % 2;
-        double sum = p->accumulate ? p->d[i] : 0;
-        for (unsigned k = 0; k < 16; k++) {
-            double a = p->a_in_registers ? dsv2i_f32_from_bf16(p->a[row][k])
-                                         : element(shared, address(p->a_at, 16 * warp + row, k, false));
-            sum += a * element(shared, address(p->b_at, column, k, p->b_along_n));
+    double a[2][16], b[16]; /* of rows g and g + 8; of a column, two of each eight */
+
+    for (unsigned r = 0; r < 2; r++)
+        for (unsigned k = 0; k < 16; k++)
+            a[r][k] = p->a_in_registers ? dsv2i_f32_from_bf16(p->a[g + 8 * r][k])
+                                        : element(shared, address(p->a_at, 16 * warp + g + 8 * r, k, false));
+    for (unsigned c = 0; c < p->n / 4; c++) {
+        for (unsigned k = 0; k < 16; k++)
+            b[k] = element(shared, address(p->b_at, 8 * (c / 2) + 2 * t + c % 2, k, p->b_along_n));
+        for (unsigned r = 0; r < 2; r++) {
+            float *d = p->d + 4 * (c / 2) + 2 * r + c % 2;
+            double sum = p->accumulate ? *d : 0;
+            for (unsigned k = 0; k < 16; k++)
+                sum += a[r][k] * b[k];
+            *d = (float)sum;
         }
-        p->d[i] = (float)sum;
     }
 }
 

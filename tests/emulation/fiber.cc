@@ -124,7 +124,8 @@ void fiber_release(Fiber *fiber)
 {
     if (!fiber->stack)
         return;
-    ASAN(__asan_unpoison_memory_region(fiber->stack, stack_bytes)); /* frames that a failure left */
+    /* The frames in which it left for good. */
+    ASAN(__asan_unpoison_memory_region(fiber->at, (size_t)(static_cast<char *>(fiber->stack) + stack_bytes - static_cast<char *>(fiber->at))));
     spare_stacks.push_back(fiber->stack);
     fiber->stack = nullptr;
 }

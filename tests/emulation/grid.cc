@@ -22,6 +22,12 @@ struct Block;
 
 struct Warp;
 
+/* What the lanes of a meeting give, for each of them to see until its next.  Not set, as that would take longer than the rest. */
+struct Gift {
+    unsigned users = 0;
+    unsigned char bytes[32 * 64];
+};
+
 struct Thread {
     dim3 place; /* threadIdx */
     unsigned lane = 0;
@@ -32,14 +38,14 @@ struct Thread {
     bool ended = false, slow = false;
     Copies copies;
     Products products;
-    unsigned char seen[32 * 64]; /* what the lanes gave at this one's last meeting */
+    Gift *seen = nullptr; /* at this one's last meeting */
 };
 
 /* Lanes that wait for each other, found by the lowest of them. */
 struct Meeting {
     unsigned mask = 0, came = 0;
     size_t size = 0;
-    unsigned char given[32 * 64]; /* not set, here and in Thread, as it would take longer than the rest */
+    Gift *given = nullptr;
 };
 
 struct Warp {
@@ -55,7 +61,7 @@ struct Barrier {
 struct Block {
     Grid *grid = nullptr;
     dim3 place; /* blockIdx */
-    std::vector<std::unique_ptr<Thread>> threads;
+    std::vector<Thread> threads; /* as many as there will be: they do not move */
     std::vector<Warp> warps;
     Barrier barriers[16];
     Transactions transactions;
@@ -63,8 +69,8 @@ struct Block {
     void *shared = nullptr;
     ~Block()
     {
-        for (auto &t : threads)
-            fiber_release(&t->fiber);
+        for (Thread &t : threads)
+            fiber_release(&t.fiber);
         free(shared);
     }
 };
@@ -222,6 +228,27 @@ void wait_dependency()
     wait("the launch before");
 }
 
+static std::vector<std::unique_ptr<Gift>> gifts; /* all there are */
+static std::vector<Gift *> spare_gifts;
+
+static Gift *take_gift()
+{
+    if (spare_gifts.empty()) {
+        gifts.emplace_back(new Gift);
+        return gifts.back().get();
+    }
+    Gift *g = spare_gifts.back();
+    spare_gifts.pop_back();
+    return g;
+}
+
+static void forget_seen(Thread *t)
+{
+    if (t->seen && !--t->seen->users)
+        spare_gifts.push_back(t->seen);
+    t->seen = nullptr;
+}
+
 const unsigned char *meet(unsigned mask, const void *given, size_t size, const char *what)
 {
     Thread *self = current;
@@ -232,25 +259,28 @@ const unsigned char *meet(unsigned mask, const void *given, size_t size, const c
     auto &m = warp->meetings[__builtin_ctz(mask)];
     if (!m)
         m.reset(new Meeting);
+    forget_seen(self);
     if (!m->came) {
         m->mask = mask;
         m->size = size;
+        m->given = take_gift();
     } else if (m->mask != mask || m->size != size) {
         fail("%s: %zu bytes with mask %08x, but other lanes wait with %zu and %08x", what, size, mask, m->size, m->mask);
     }
     if (size)
-        std::memcpy(m->given + size * self->lane, given, size);
+        std::memcpy(m->given->bytes + size * self->lane, given, size);
     m->came |= 1u << self->lane;
     if (m->came != mask) {
         wait(what);
-        return self->seen;
+        return self->seen->bytes;
     }
     m->came = 0;
+    m->given->users = (unsigned)__builtin_popcount(mask);
     for (unsigned l = 0; l < 32; l++) {
         if (!(mask >> l & 1))
             continue;
         Thread *t = warp->lanes[l];
-        std::memcpy(t->seen, m->given, 32 * size);
+        t->seen = m->given;
         if (t != self) {
             t->waits_for = nullptr;
             make_ready(t);
@@ -258,7 +288,7 @@ const unsigned char *meet(unsigned mask, const void *given, size_t size, const c
     }
     make_ready(self); /* so that the last to come is not always the first to go on */
     wait("its turn");
-    return self->seen;
+    return self->seen->bytes;
 }
 
 /* ---- running ------------------------------------------------------------------------------------------------------------------- */
@@ -274,6 +304,7 @@ static void thread_entry()
         fail("the thread ends while a product (wgmma) is under way"); /* where its registers were is gone */
     if (block->live == 1 && !block->transactions.pending.empty())
         fail("the block ends while a bulk copy to %p is under way", block->transactions.pending[0].to);
+    forget_seen(self);
     self->ended = true;
     block->live--;
     block->grid->live_threads--;
@@ -300,17 +331,17 @@ static void load_block(Grid *g)
         block->transactions.bytes = l.shared;
     }
     const uint64_t together = n <= 128 || draw(2) ? 32 : 128, slow = draw(2) ? draw(256) : 0; /* bits: of every eight groups of so many threads */
+    block->threads = std::vector<Thread>(n);
     for (unsigned i = 0; i < n; i++) {
-        std::unique_ptr<Thread> t(new Thread);
+        Thread *t = &block->threads[i];
         t->place = dim3(i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y);
         t->lane = i % 32;
         t->block = block.get();
         t->warp = &block->warps[i / 32];
-        t->warp->lanes[i % 32] = t.get();
+        t->warp->lanes[i % 32] = t;
         t->slow = slow >> i / together % 8 & 1;
         fiber_create(&t->fiber, thread_entry);
-        make_ready(t.get());
-        block->threads.push_back(std::move(t));
+        make_ready(t);
     }
     g->live_threads += n;
     g->resident.push_back(std::move(block));
@@ -393,12 +424,12 @@ void grid_finish(Grid *g)
     if (lost() || g->resident.empty())
         return;
     for (auto &block : g->resident)
-        for (auto &t : block->threads)
-            if (!t->ended) {
+        for (const Thread &t : block->threads)
+            if (!t.ended) {
                 char text[256];
                 snprintf(text, sizeof text, "deadlock: block (%u, %u, %u) thread (%u, %u, %u) waits for %s; %u of its block's threads have not ended",
-                         block->place.x, block->place.y, block->place.z, t->place.x, t->place.y, t->place.z,
-                         t->waits_for ? t->waits_for : "nothing", block->live);
+                         block->place.x, block->place.y, block->place.z, t.place.x, t.place.y, t.place.z,
+                         t.waits_for ? t.waits_for : "nothing", block->live);
                 record(text);
                 return;
             }

@@ -38,7 +38,7 @@ fi
 setup "$build" -Db_sanitize=address,undefined -Dc_args=-fsanitize=fuzzer-no-link
 seconds_used() { # by processes that have ended
   times >"$build/times" # not in a pipe: there it would be those of another shell
-  awk 'NR == 2 {split($1, t, /[ms]/); print int(60 * t[1] + t[2])}' "$build/times"
+  awk 'NR == 2 {split($1, user, /[ms]/); split($2, sys, /[ms]/); print int(60 * (user[1] + sys[1]) + user[2] + sys[2])}' "$build/times"
 }
 failed=0
 for t in "${targets[@]}"; do

@@ -8,8 +8,8 @@
  *   blas.c      products by cuBLASLt
  *
  * Everything goes to one stream, in the order of the calls; the host waits once, in finish.  Other threads may meanwhile copy and
- * allocate, which uses a stream of its own.  The device that the calling thread had set is set again before a call returns; and what the library
- * does on its own streams and memory spoils no capture of the host's.
+ * allocate, which uses a stream of its own.  The device that the calling thread had set is set again before a call returns, and
+ * nothing that is done meanwhile spoils a capture of the host's.
  *
  * SPDX-License-Identifier: MIT */
 #ifndef DSV2I_CUDA_BACKEND_H

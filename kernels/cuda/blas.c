@@ -155,7 +155,7 @@ static struct dsv2i_cuda_result make_plan(struct dsv2i_cuda_blas *blas, struct p
     TRY(cublasLtMatmulAlgoGetHeuristic, blas->handle, plan->operation, plan->w, plan->x, plan->y, plan->y, blas->preference, 1, &best,
         &found);
     if (!found || best.state)
-        return refusal;
+        return found ? (struct dsv2i_cuda_result){refusal.call, (int)best.state} : refusal;
     plan->algo = best.algo;
     return fine;
 }

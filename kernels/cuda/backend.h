@@ -37,9 +37,10 @@ struct dsv2i_cuda_plan {
     size_t total;
 };
 
-/* What sequences a step has: in the absorbed form (DSV2I_PAGES_* of these), expanded, and of either form with pages of F32. */
+/* What sequences a step has: in the absorbed form (DSV2I_PAGES_* of these, and whether one has several rows), expanded, and of either form
+ * with pages of F32. */
 #define DSV2I_CUDA_WINDOW 2048 /* positions whose keys and values are there at a time for expanded sequences */
-enum { DSV2I_CUDA_LATENT = DSV2I_PAGES_ALL, DSV2I_CUDA_EXPANDED = 4, DSV2I_CUDA_F32_PAGES = 8 };
+enum { DSV2I_CUDA_LATENT = DSV2I_PAGES_ALL, DSV2I_CUDA_EXPANDED = 4, DSV2I_CUDA_F32_PAGES = 8, DSV2I_CUDA_SEVERAL = 16 };
 
 /* A plain step of a model, recorded. */
 struct dsv2i_cuda_graph {

@@ -23,7 +23,6 @@ up_kernel(const dsv2i_cuda_step *step, float *h, const float *x, const dsv2i_cud
 {
     const int slot = (int)blockIdx.y, row = slot / top_k, lane = (int)threadIdx.x % 32;
     const int first = ((int)blockIdx.x * up_warps + (int)threadIdx.x / 32) * 2;
-    float sum[held][1];
     dsv2i_rows<dtype, width, held> w;
 
     if (idx) { /* else the weights are known before the launch in front has ended */
@@ -43,12 +42,10 @@ up_kernel(const dsv2i_cuda_step *step, float *h, const float *x, const dsv2i_cud
     dsv2i_launch_dependents();
     if (row >= step->n_rows || first >= inter)
         return;
-    dsv2i_dots(sum, w, piece, x + (size_t)row * (size_t)hidden, hidden, 1, 0, 1);
-    if (lane < 2 && first + lane < inter) {
-        float gate = lane ? sum[1][0] : sum[0][0], up = lane ? sum[3][0] : sum[2][0];
-
+    const float sum = dsv2i_dots<1>(w, piece, x + (size_t)row * (size_t)hidden, hidden, 1, 0, 1);
+    const float gate = __shfl_sync(DSV2I_ALL_LANES, sum, lane % 2 * 8), up = __shfl_sync(DSV2I_ALL_LANES, sum, 16 + lane % 2 * 8);
+    if (lane < 2 && first + lane < inter)
         h[(size_t)slot * (size_t)inter + (size_t)(first + lane)] = gate / (1.0f + expf(-gate)) * up;
-    }
 }
 
 /* As the first-level cache may not have it yet. */
@@ -74,8 +71,6 @@ down_kernel(const dsv2i_cuda_step *step, float *y, const float *h, const dsv2i_c
         const int slot = row * top_k + u / share;
         const dsv2i_cuda_expert e = experts[idx ? newest(&idx[slot]) : 0];
         dsv2i_rows<dtype, width, held> w;
-        float sum[held][1];
-
         w.cols = inter;
 #pragma unroll
         for (int r = 0; r < held; r++)
@@ -83,11 +78,9 @@ down_kernel(const dsv2i_cuda_step *step, float *y, const float *h, const dsv2i_c
         const auto piece = dsv2i_fetch(w, u % share * w.piece_cols);
         dsv2i_wait_dependency();
         dsv2i_launch_dependents();
-        dsv2i_dots(sum, w, piece, h + (size_t)slot * (size_t)inter, inter, 1, u % share, share);
-        if (lane == 0)
-#pragma unroll
-            for (int r = 0; r < held; r++)
-                parts[u * held + r] = sum[r][0];
+        const float sum = dsv2i_dots<1>(w, piece, h + (size_t)slot * (size_t)inter, inter, 1, u % share, share);
+        if (lane % 8 == 0)
+            parts[u * held + lane / 8] = sum;
     }
     __syncthreads();
     if ((int)threadIdx.x < held && first + (int)threadIdx.x < hidden) {

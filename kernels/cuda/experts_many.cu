@@ -9,9 +9,9 @@
  * bandwidth, every chosen expert once.  docs/kernels/moe.md has the figures.
  *
  * up holds eight rows of gate beside the same eight of up, so that a lane's accumulators have both for the same elements of h.  Blocks
- * stay and go through the tiles, whose number only the device knows; eight tiles of rows at a time against all of the weight's, so that
- * both are in the L2 cache for as long as they are needed.  The tile is chosen for the rows that an expert gets on average, and bits do
- * not depend on it (gemm.cuh), so neither on max_rows.
+ * stay and take one tile after another, of which only the device knows how many there are and how full; eight tiles of rows at a time
+ * against all of the weight's, so that both are in the L2 cache for as long as they are needed.  The tile is chosen for the rows that an expert gets on average, of a dense layer so that
+ * the card is filled, and bits do not depend on it (gemm.cuh), so neither on max_rows.
  *
  * SPDX-License-Identifier: MIT */
 #include "gemm_sm90.cuh"
@@ -51,7 +51,7 @@ static __device__ __forceinline__ int tiles_of(const dsv2i_cuda_step *step, cons
 }
 
 template <class T> struct up_product {
-    static const int columns = T::n / 2; /* of h */
+    static const int columns = T::n / 2, number = 1; /* of h; of the count of items taken */
     const dsv2i_cuda_step *step;
     uint16_t *h;
     const uint16_t *x;
@@ -59,7 +59,7 @@ template <class T> struct up_product {
     dsv2i_cuda_permutation p;
     shape s;
 
-    __device__ __forceinline__ int width() const { return s.inter; }
+    __host__ __device__ __forceinline__ int width() const { return s.inter; }
 
     __device__ __forceinline__ void set(dsv2i_tile_source<T> &from, const work &at) const
     {
@@ -104,7 +104,7 @@ template <class T> struct up_product {
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
                         const float gate = tile.sum[i][j][2 * half + k];
-                        v[k] = gate / (1.0f + expf(-gate)) * tile.sum[i][j + 1][2 * half + k];
+                        v[k] = gate * dsv2i_reciprocal(1.0f + dsv2i_exp2(gate * -1.4426950408889634f)) * tile.sum[i][j + 1][2 * half + k];
                     }
                     if (c >= s.inter)
                         continue;
@@ -121,7 +121,7 @@ template <class T> struct up_product {
 };
 
 template <class T> struct down_product {
-    static const int columns = T::n;
+    static const int columns = T::n, number = 2;
     const dsv2i_cuda_step *step;
     float *y;
     uint16_t *out;
@@ -130,7 +130,7 @@ template <class T> struct down_product {
     dsv2i_cuda_permutation p;
     shape s;
 
-    __device__ __forceinline__ int width() const { return s.hidden; }
+    __host__ __device__ __forceinline__ int width() const { return s.hidden; }
 
     __device__ __forceinline__ void set(dsv2i_tile_source<T> &from, const work &at) const
     {
@@ -185,13 +185,15 @@ template <class T> struct down_product {
     }
 };
 
-/* A block's items one after another; the next's first copies are under way while the sums of one are stored. */
+/* A block's items one after another; the next's first copies are under way while the sums of one are stored.  A mixture's tiles are not all
+ * full, so from its third on a block takes what is next of all, and asks for it while it stores. */
 template <class T, template <class> class Product>
 static __global__ void __launch_bounds__(T::threads) product_kernel(Product<T> product)
 {
     char *const shared = (char *)dsv2i_shared();
+    int *const taken = (int *)(shared + T::shared); /* (2), by turns: a thread may not have read one yet when the next is there */
     const int across = (product.width() + Product<T>::columns - 1) / Product<T>::columns;
-    int item = (int)blockIdx.x;
+    int item = (int)blockIdx.x, more = 0;
     dsv2i_tile_source<T> from;
     work at, next = {};
     T tile;
@@ -210,16 +212,21 @@ static __global__ void __launch_bounds__(T::threads) product_kernel(Product<T> p
         dsv2i_tile_begin_a(from, shared);
     };
 
-    if (item < n_tiles * across)
+    const int n_items = n_tiles * across;
+    if (item < n_items)
         begin();
-    while (item < n_tiles * across) {
+    for (int n = 0; item < n_items; n++) {
         dsv2i_tile_multiply(tile, from, shared, next.rows.count);
         at = next;
-        item += (int)gridDim.x;
         __syncthreads(); /* what the next copies go over has been read */
-        if (item < n_tiles * across)
+        item = n == 0 || !product.p.entry ? item + (int)gridDim.x : taken[n % 2];
+        if (item < n_items)
             begin();
+        if (product.p.entry && threadIdx.x == 0)
+            more = 2 * (int)gridDim.x + atomicAdd(product.p.n_tiles + Product<T>::number, 1);
         product.store(tile, at);
+        if (product.p.entry && threadIdx.x == 0)
+            taken[(n + 1) % 2] = more;
     }
 }
 
@@ -290,7 +297,7 @@ static parts lay_out(void *scratch, int32_t max_rows, int32_t top_k, const dsv2i
     to.out = (uint16_t *)take(entries * (size_t)of->hidden * 2);
     to.p.entry = (int32_t *)take(entries * 4);
     to.p.tile = (dsv2i_cuda_tile *)take(tiles * sizeof(dsv2i_cuda_tile));
-    to.p.n_tiles = (int32_t *)take(4);
+    to.p.n_tiles = (int32_t *)take(12);
     to.bytes = (size_t)(at - (char *)scratch);
     return to;
 }
@@ -305,64 +312,142 @@ template <class T, template <class> class Product>
 static cudaError_t launch_product(const dsv2i_cuda_launch *to, const Product<T> &product, int tiles)
 {
     const int across = (product.width() + Product<T>::columns - 1) / Product<T>::columns;
-    const int stay = to->n_sms * max(dsv2i_most_shared(to->sm) / (T::shared + 1024), 1);
+    const int shared = T::shared + 2 * (int)sizeof(int), stay = to->n_sms * max(dsv2i_most_shared(to->sm) / (shared + 1024), 1);
 
-    return dsv2i_launch(to, product_kernel<T, Product>, dim3((unsigned)min(stay, tiles * across)), T::threads, T::shared, product);
+    return dsv2i_launch(to, product_kernel<T, Product>, dim3((unsigned)min(stay, tiles * across)), T::threads, (size_t)shared, product);
 }
 
-template <class T>
-static cudaError_t launch(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const uint16_t *x,
-                          const dsv2i_cuda_experts *of, const int32_t *idx, const float *weight, int32_t top_k, void *scratch)
+/* What a call is for. */
+struct call {
+    const dsv2i_cuda_launch *to;
+    const dsv2i_cuda_step *step;
+    float *y;
+    const uint16_t *x;
+    const dsv2i_cuda_experts *of;
+    parts in;
+    dsv2i_cuda_permutation p; /* of no entries for a dense layer */
+    shape s;
+
+    int tiles(int m) const
+    {
+        const int entries = to->max_rows * s.top_k;
+        return entries / m + min(p.entry ? of->n : 1, entries);
+    }
+    template <class T> cudaError_t up() const { return launch_product(to, up_product<T>{step, in.h, x, of->expert, p, s}, tiles(T::m)); }
+    template <class T> cudaError_t down() const { return launch_product(to, down_product<T>{step, y, in.out, in.h, of->expert, p, s}, tiles(T::m)); }
+};
+
+template <class T> static cudaError_t mixture(const call &c, const int32_t *idx, const float *weight)
 {
-    const parts in = lay_out(scratch, to->max_rows, top_k, of);
-    const dsv2i_cuda_permutation p = idx ? in.p : dsv2i_cuda_permutation{};
-    const shape s = {of->hidden, of->inter, top_k, of->gate_up, of->down};
-    const int entries = to->max_rows * top_k, tiles = entries / T::m + min(idx ? of->n : 1, entries);
-    cudaError_t e = cudaSuccess;
+    const int width = c.s.hidden % 8 ? 1 : 8, threads = 128;
+    const dim3 grid((unsigned)((c.s.hidden + width * threads - 1) / (width * threads)), (unsigned)c.to->max_rows);
+    cudaError_t e = dsv2i_cuda_moe_permute(c.to, c.step, &c.p, idx, c.s.top_k, c.of->n, T::m);
+
+    if (!e)
+        e = c.up<T>();
+    if (!e)
+        e = c.down<T>();
+    return e ? e
+             : dsv2i_launch(c.to, width == 8 ? combine_kernel<8> : combine_kernel<1>, grid, threads, 0, c.step, c.y, c.in.out, weight,
+                            c.s.top_k, c.s.hidden);
+}
+
+template <bool fp8> struct tiles {
+    typedef dsv2i_tile<16, 64, 1, 4, 3, fp8, false> odd; /* widths of no model that is real */
+    typedef dsv2i_tile<16, 32, 1, 2, 8, fp8> least;
+    typedef dsv2i_tile<16, 64, 1, 4, 5, fp8> few;
+    typedef dsv2i_tile<32, 64, 1, 4, 5, fp8> some;
+    typedef dsv2i_tile<64, 64, 2, 2, 4, fp8> square;
+    typedef dsv2i_tile<64, 128, 2, 2, 3, fp8> many;
+    typedef dsv2i_tile<128, 128, 2, 2, 3, fp8> most;
+    typedef dsv2i_warpgroup_tile<128, fp8 ? 128 : 256, fp8 ? 5 : 4, fp8> warpgroups;
+};
+
+template <bool fp8> static cudaError_t choose(const call &c, const int32_t *idx, const float *weight)
+{
+    typedef tiles<fp8> with;
+    const int each = (c.to->max_rows * c.s.top_k + c.of->n - 1) / c.of->n; /* rows of an expert, on average */
+
+    if (each <= 16)
+        return mixture<typename with::few>(c, idx, weight);
+    if (each <= 32)
+        return mixture<typename with::some>(c, idx, weight);
+    if (each <= 96 || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
+        return mixture<typename with::many>(c, idx, weight);
+    if (c.to->sm == 90 && !c.to->invariant)
+        return mixture<typename with::warpgroups>(c, idx, weight);
+    return mixture<typename with::most>(c, idx, weight);
+}
+
+/* Do tiles of m rows and so many columns, of a product that has `width`, fill most of the card? */
+static bool fill(const call &c, int m, int columns, int width)
+{
+    return (c.to->max_rows + m - 1) / m * ((width + columns - 1) / columns) >= c.to->n_sms * 3 / 4;
+}
+
+/* A dense layer's two products have different widths, and few tiles: each takes the largest that still fill the card. */
+template <bool fp8> static cudaError_t choose_up(const call &c)
+{
+    typedef tiles<fp8> with;
+    const int rows = c.to->max_rows, width = c.s.inter;
+
+    if (rows <= 16)
+        return c.up<typename with::few>();
+    if (rows <= 32 || !fill(c, 64, 32, width))
+        return c.up<typename with::some>();
+    if (rows <= 64 || !fill(c, 64, 64, width))
+        return c.up<typename with::square>();
+    if (!fill(c, 128, with::warpgroups::n / 2, width) || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
+        return c.up<typename with::many>();
+    if (c.to->sm == 90 && !c.to->invariant)
+        return c.up<typename with::warpgroups>();
+    return c.up<typename with::most>();
+}
+
+template <bool fp8> static cudaError_t choose_down(const call &c)
+{
+    typedef tiles<fp8> with;
+    const int rows = c.to->max_rows, width = c.s.hidden;
+
+    if (!fill(c, 32, 64, width) && !(rows <= 16 && fill(c, 16, 64, width)))
+        return c.down<typename with::least>();
+    if (rows <= 16)
+        return c.down<typename with::few>();
+    if (rows <= 32 || !fill(c, 64, 64, width))
+        return c.down<typename with::some>();
+    if (rows <= 64 || !fill(c, 64, 128, width))
+        return c.down<typename with::square>();
+    if (!fill(c, 128, with::warpgroups::n, width) || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
+        return c.down<typename with::many>();
+    if (c.to->sm == 90 && !c.to->invariant)
+        return c.down<typename with::warpgroups>();
+    return c.down<typename with::most>();
+}
+
+template <bool fp8> static cudaError_t launch(const call &c, const int32_t *idx, const float *weight)
+{
+    const int unit = fp8 ? 16 : 8;
+    const bool odd = c.s.hidden % unit || c.s.inter % unit;
+    cudaError_t e;
 
     if (idx)
-        e = dsv2i_cuda_moe_permute(to, step, &p, idx, top_k, of->n, T::m);
-    if (!e)
-        e = launch_product(to, up_product<T>{step, in.h, x, of->expert, p, s}, tiles);
-    if (!e)
-        e = launch_product(to, down_product<T>{step, y, in.out, in.h, of->expert, p, s}, tiles);
-    if (e || !idx)
-        return e;
-    const int width = s.hidden % 8 ? 1 : 8, threads = 128;
-    const dim3 grid((unsigned)((s.hidden + width * threads - 1) / (width * threads)), (unsigned)to->max_rows);
-    return dsv2i_launch(to, width == 8 ? combine_kernel<8> : combine_kernel<1>, grid, threads, 0, step, y, in.out, weight, top_k, s.hidden);
-}
-
-template <bool fp8>
-static cudaError_t choose(const dsv2i_cuda_launch *to, const dsv2i_cuda_step *step, float *y, const uint16_t *x,
-                          const dsv2i_cuda_experts *of, const int32_t *idx, const float *weight, int32_t top_k, void *scratch)
-{
-    typedef dsv2i_tile<128, 128, 2, 2, 3, fp8> largest;
-    const int each = idx ? (to->max_rows * top_k + of->n - 1) / of->n : to->max_rows; /* rows of an expert, on average */
-    const int unit = fp8 ? 16 : 8;
-
-    if (of->hidden % unit || of->inter % unit) /* no model that is real */
-        return launch<dsv2i_tile<16, 64, 1, 4, 3, fp8, false>>(to, step, y, x, of, idx, weight, top_k, scratch);
-    if (each <= 16)
-        return launch<dsv2i_tile<16, 64, 1, 4, 5, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
-    if (each <= 32)
-        return launch<dsv2i_tile<32, 64, 1, 4, 5, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
-    if (each <= 96 || largest::shared > dsv2i_most_shared(to->sm))
-        return launch<dsv2i_tile<64, 128, 2, 2, 3, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
-    if (to->sm == 90 && !to->invariant)
-        return launch<dsv2i_warpgroup_tile<128, fp8 ? 128 : 256, fp8 ? 5 : 4, fp8>>(to, step, y, x, of, idx, weight, top_k, scratch);
-    return launch<largest>(to, step, y, x, of, idx, weight, top_k, scratch);
+        return odd ? mixture<typename tiles<fp8>::odd>(c, idx, weight) : choose<fp8>(c, idx, weight);
+    e = odd ? c.up<typename tiles<fp8>::odd>() : choose_up<fp8>(c);
+    return e ? e : odd ? c.down<typename tiles<fp8>::odd>() : choose_down<fp8>(c);
 }
 
 cudaError_t dsv2i_cuda_experts_many(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const uint16_t *x,
                                     const struct dsv2i_cuda_experts *of, const int32_t *idx, const float *weight, int32_t top_k,
                                     void *scratch)
 {
+    const parts in = lay_out(scratch, to->max_rows, top_k, of);
+    const call c = {to, step, y, x, of, in, idx ? in.p : dsv2i_cuda_permutation{}, {of->hidden, of->inter, top_k, of->gate_up, of->down}};
+
     if (to->sm < 80 || (!idx && top_k != 1))
         return cudaErrorInvalidValue;
     switch (of->dtype) {
-    case DSV2I_BF16: return choose<false>(to, step, y, x, of, idx, weight, top_k, scratch);
-    case DSV2I_F8_E4M3: return choose<true>(to, step, y, x, of, idx, weight, top_k, scratch);
+    case DSV2I_BF16: return launch<false>(c, idx, weight);
+    case DSV2I_F8_E4M3: return launch<true>(c, idx, weight);
     default: return cudaErrorInvalidValue;
     }
 }

@@ -47,6 +47,7 @@ struct dsv2i_cuda_launch {
     int32_t n_sms;
     int32_t invariant; /* a row's bits must not depend on what stands beside it, nor on max_rows */
     int32_t pages;    /* that sequences in the absorbed form have or may have: of DSV2I_PAGES_* */
+    int32_t several;  /* one of them has, or may have, more than one row */
 };
 
 enum { DSV2I_PAGES_BF16 = 1, DSV2I_PAGES_CODED = 2, DSV2I_PAGES_ALL = 3 };
@@ -149,7 +150,7 @@ struct dsv2i_cuda_tile {
 struct dsv2i_cuda_permutation {
     int32_t *entry;               /* (max_rows * top_k) */
     struct dsv2i_cuda_tile *tile; /* (max_rows * top_k / tile_rows + the lesser of n_experts and max_rows * top_k) */
-    int32_t *n_tiles;             /* (1) */
+    int32_t *n_tiles;             /* (3): how many; then two numbers of what products have taken, 0 */
 };
 
 /* The arrays of p, from idx (n_rows, top_k); n_experts at most 512. */

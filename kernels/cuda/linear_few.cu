@@ -27,7 +27,7 @@ linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const v
 {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, share = 1 << split, groups = warps >> split;
     const int first = (int)blockIdx.x * groups * held, row = (int)blockIdx.y * most_rows, part = warp & (share - 1);
-    float sum[held][rows], *parts = (float *)dsv2i_shared();
+    float *parts = (float *)dsv2i_shared(); /* (warps, held, rows) */
     dsv2i_rows<dtype, width, held> w;
     int n;
 
@@ -41,13 +41,10 @@ linear_few_kernel(const dsv2i_cuda_step *step, float *y, const float *x, const v
     n = step->n_rows - row;
     if (n <= 0)
         return;
-    dsv2i_dots(sum, w, piece, x + (size_t)row * (size_t)cols, cols, n, part, share);
-#pragma unroll
-    for (int r = 0; r < held; r++)
-#pragma unroll
-        for (int i = 0; i < rows; i++)
-            if (lane == 0)
-                parts[(warp * held + r) * rows + i] = sum[r][i];
+    const float sum = dsv2i_dots<rows>(w, piece, x + (size_t)row * (size_t)cols, cols, n, part, share);
+    const int each = 32 / (held * rows); /* lanes that have the same */
+    if (lane % each == 0)
+        parts[warp * held * rows + lane / each] = sum;
     __syncthreads();
     static_assert(held * rows <= 32, "a thread adds up an element of y");
     const int g = (int)threadIdx.x / (held * rows), r = (int)threadIdx.x / rows % held, at = (int)threadIdx.x % rows;

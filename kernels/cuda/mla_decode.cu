@@ -26,6 +26,7 @@
 
 #include "matrix.cuh"
 #include "mla_decode.cuh"
+#include "warp.cuh"
 
 static const int rank = DSV2I_MLA_RANK, rope = DSV2I_MLA_ROPE, width = DSV2I_MLA_WIDTH;
 static const int threads = 256, warps = 8;
@@ -37,6 +38,8 @@ static const int score_row = tokens + 4;         /* floats: 16 bytes more, so th
 static const int tile_cost = 2, least_part = 2;  /* in tiles of keys */
 static const int leaf = 16, fold = 4;            /* invariant: tiles of keys of a leaf of the tree; children of a node */
 static const int levels = 5;                     /* 16 * 4^5 tiles: 524,288 tokens */
+static const int combine_threads = 512;
+static const int few_parts = 8;                  /* that a warp puts together */
 
 /* Tiles of 64 queries need 163 KB of shared memory; where they cannot run they are not built. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900 && __CUDA_ARCH__ != 1000
@@ -61,7 +64,7 @@ static layout layout_of(const dsv2i_cuda_launch *to, int heads)
     const bool wide = to->sm == 80 || to->sm == 90 || to->sm == 100; /* cards with 164 KB or more of shared memory */
     layout l;
 
-    l.big = wide && (long)to->max_rows * heads > 16;
+    l.big = wide && (to->several ? (long)to->max_rows * heads : heads) > 16;
     l.sm90 = to->sm == 90 && heads >= 64 && !to->invariant; /* whose sums are in another order */
     l.tokens = l.sm90 ? DSV2I_PAGE_TOKENS : tokens;
     l.blocks = to->n_sms * (!l.big && !to->invariant && wide && to->sm >= 90 ? 2 : 1);
@@ -112,7 +115,7 @@ static __device__ __forceinline__ int parts_of(const dsv2i_mla_tile &tile, int p
 static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, dsv2i_mla_plan *to, int *first, dsv2i_mla_tile *tiles, int heads,
                                        int big, int tile_tokens, int blocks, int invariant)
 {
-    int *parts = (int *)dsv2i_shared(), *first_tile = parts + warps; /* (warps), (n_seqs + 1) */
+    int *parts = (int *)dsv2i_shared(), *first_tile = parts + warps + 1; /* (warps), where the second half begins, (n_seqs + 1) */
     int *cut = first + blocks;
     int n_tiles = 0, line = 0, total;
 
@@ -134,24 +137,28 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, dsv2i_mla_pl
     if (threadIdx.x == 0)
         first_tile[n_seqs] = n_tiles;
     __syncthreads();
+    /* Two tiles of the same keys: the second ones make the second half of the line, and of the blocks, so that what both read comes from
+     * memory once. */
+    const int paired = big && heads % 128 == 0 && blocks > 1 ? n_tiles / 2 : 0;
     for (int from = 0; from < n_tiles; from += threads) {
         int t = from + (int)threadIdx.x, low = 0, high = n_seqs, keys = 0;
         dsv2i_mla_tile tile = {};
 
         if (t < n_tiles) {
-            while (high - low > 1) { /* the last sequence that begins at t or before, so not an empty one */
+            const int of_all = t < paired ? 2 * t : t < 2 * paired ? 2 * (t - paired) + 1 : t;
+            while (high - low > 1) { /* the last sequence that begins there or before, so not an empty one */
                 int mid = low + (high - low) / 2;
 
-                if (first_tile[mid] <= t)
+                if (first_tile[mid] <= of_all)
                     low = mid;
                 else
                     high = mid;
             }
             int row = step->first[low], queries = (step->first[low + 1] - row) * heads, M = dsv2i_mla_tile_queries(queries, big);
-            int last = min((t - first_tile[low] + 1) * M, queries) - 1;
+            int last = min((of_all - first_tile[low] + 1) * M, queries) - 1;
 
             tile.seq = low;
-            tile.at = (t - first_tile[low]) * M;
+            tile.at = (of_all - first_tile[low]) * M;
             keys = (step->pos[row] + last / heads) / tile_tokens + 1;
         }
         int end = line + block_scan(t < n_tiles ? keys + tile_cost : 0, &total, parts);
@@ -159,11 +166,21 @@ static __global__ void mla_plan_kernel(const dsv2i_cuda_step *step, dsv2i_mla_pl
             tile.start = end - keys;
             tile.keys = keys;
             tiles[t] = tile;
+            if (t == paired - 1)
+                parts[warps] = end;
         }
         line += total;
     }
     __syncthreads();
-    const int part = max((line + blocks - 1) / blocks, least_part);
+    const int halves = paired ? 2 : 1, half_line = paired ? max(parts[warps], line - parts[warps]) : line;
+    const int part = max((half_line + blocks / halves - 1) / (blocks / halves), least_part);
+    if (paired) {
+        const int gap = blocks / 2 * part - parts[warps];
+
+        for (int t = paired + (int)threadIdx.x; t < n_tiles; t += threads)
+            tiles[t].start += gap;
+        __syncthreads();
+    }
     for (int b = (int)threadIdx.x; b < blocks; b += threads) { /* the first tile that ends in or behind the block's part */
         int low = -1, high = n_tiles;
 
@@ -213,7 +230,7 @@ cudaError_t dsv2i_cuda_mla_plan(const struct dsv2i_cuda_launch *to, const struct
     const layout l = layout_of(to, heads);
     char *at = (char *)scratch;
 
-    return dsv2i_launch(to, mla_plan_kernel, 1, threads, sizeof(int) * (size_t)(warps + to->max_rows + 1), step,
+    return dsv2i_launch(to, mla_plan_kernel, 1, threads, sizeof(int) * (size_t)(warps + to->max_rows + 2), step,
                         (dsv2i_mla_plan *)at, (int *)(at + sizeof(dsv2i_mla_plan)), (dsv2i_mla_tile *)(at + l.tiles), heads, l.big,
                         l.tokens, l.blocks, to->invariant);
 }
@@ -675,11 +692,85 @@ static __global__ void __launch_bounds__(threads, big || invariant ? 1 : 2)
     }
 }
 
-/* A warp puts together the parts of a query. */
-static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o, dsv2i_mla_work work, const int *cut, int heads, int big)
+/* What part k of a query is worth in the whole, once the greatest score of all is known. */
+static __device__ __forceinline__ float worth(float max_of_part, float max) { return max == -INFINITY ? 1.0f : dsv2i_exp2(max_of_part - max); }
+
+static __device__ __forceinline__ void add_part(float (&acc)[4], float factor, const float *from)
 {
-    const int i = (int)blockIdx.x, m = (int)blockIdx.y * warps + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const int slot_rows = big ? 64 : 16;
+    const float4 x = *(const float4 *)from;
+
+    acc[0] = fmaf(factor, x.x, acc[0]);
+    acc[1] = fmaf(factor, x.y, acc[1]);
+    acc[2] = fmaf(factor, x.z, acc[2]);
+    acc[3] = fmaf(factor, x.w, acc[3]);
+}
+
+/* The n parts of query m by a warp: where they are few. */
+static __device__ __forceinline__ void combine_few(float *o, const float *partial, size_t slot, int slot_rows, int m, int n, int lane)
+{
+    float max = -INFINITY, sum = 0, acc[rank / 128][4] = {};
+
+#pragma unroll 4
+    for (int k = 0; k < n; k++)
+        max = fmaxf(max, partial[(size_t)k * slot + (size_t)(slot_rows * rank + 2 * m)]);
+#pragma unroll 2
+    for (int k = 0; k < n; k++) {
+        const float *of = partial + (size_t)k * slot, *max_sum = of + slot_rows * rank + 2 * m;
+        const float factor = worth(max_sum[0], max);
+
+        sum = fmaf(factor, max_sum[1], sum);
+#pragma unroll
+        for (int j = 0; j < rank / 128; j++)
+            add_part(acc[j], factor, of + m * rank + 128 * j + 4 * lane);
+    }
+#pragma unroll
+    for (int j = 0; j < rank / 128; j++)
+        *(float4 *)(o + 128 * j + 4 * lane) = make_float4(acc[j][0] / sum, acc[j][1] / sum, acc[j][2] / sum, acc[j][3] / sum);
+}
+
+/* By a block, so that many parts are under way at a time: a sequence that has the card for itself is cut into one for each block.  Warps of a
+ * quarter have the columns between them, quarters take turns with the parts. */
+static __device__ __forceinline__ void combine_many(float *o, const float *partial, size_t slot, int slot_rows, int m, int n)
+{
+    const int thread = (int)threadIdx.x, warp = thread / 32, quarter = thread / 128, column = thread % 128 * 4;
+    float *sums = (float *)dsv2i_shared(), *of_warps = sums + 4 * rank, *factor = of_warps + 2 * combine_threads / 32;
+    const float *of_part = partial + slot_rows * rank + 2 * m;
+    float max = -INFINITY, sum = 0, acc[4] = {};
+
+    for (int k = thread; k < n; k += combine_threads)
+        max = fmaxf(max, of_part[(size_t)k * slot]);
+    max = dsv2i_warp_max(max);
+    if (thread % 32 == 0)
+        of_warps[warp] = max;
+    __syncthreads();
+    for (int w = 0; w < combine_threads / 32; w++)
+        max = fmaxf(max, of_warps[w]);
+    for (int k = thread; k < n; k += combine_threads) {
+        const float2 max_sum = *(const float2 *)(of_part + (size_t)k * slot);
+
+        factor[k] = worth(max_sum.x, max);
+        sum = fmaf(factor[k], max_sum.y, sum);
+    }
+    sum = dsv2i_warp_sum(sum);
+    if (thread % 32 == 0)
+        of_warps[combine_threads / 32 + warp] = sum;
+    __syncthreads();
+#pragma unroll 8
+    for (int k = quarter; k < n; k += 4)
+        add_part(acc, factor[k], partial + (size_t)k * slot + (size_t)(m * rank + column));
+    *(float4 *)(sums + quarter * rank + column) = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < combine_threads / 32; w++)
+        sum += of_warps[combine_threads / 32 + w];
+    o[thread] = (sums[thread] + sums[rank + thread] + sums[2 * rank + thread] + sums[3 * rank + thread]) / sum;
+}
+
+/* Of each tile that is cut the queries' parts become one.  by_block: a block for each query, not a warp. */
+static __global__ void __launch_bounds__(combine_threads)
+    mla_combine_kernel(const dsv2i_cuda_step *step, float *o, dsv2i_mla_work work, const int *cut, int heads, int big, bool by_block)
+{
+    const int i = (int)blockIdx.x, lane = (int)threadIdx.x % 32, slot_rows = big ? 64 : 16;
     const size_t slot = (size_t)(slot_rows * (rank + 2));
     const dsv2i_mla_plan *plan = work.plan;
 
@@ -690,39 +781,22 @@ static __global__ void mla_combine_kernel(const dsv2i_cuda_step *step, float *o,
     const dsv2i_mla_tile tile = work.tiles[cut[i]];
     const int n = parts_of(tile, plan->part, plan->unit);
     const int row = step->first[tile.seq], queries = (step->first[tile.seq + 1] - row) * heads;
+    const int m = by_block ? (int)blockIdx.y : (int)blockIdx.y * (combine_threads / 32) + (int)threadIdx.x / 32;
     if (m >= min(dsv2i_mla_tile_queries(queries, big), queries - tile.at))
         return;
     float *partial = work.partial + (size_t)tile.slot * slot;
     o += ((size_t)row * (size_t)heads + (size_t)(tile.at + m)) * rank;
-    if (plan->unit) { /* the upper levels of the tree */
+    if (by_block) {
+        combine_many(o, partial, slot, slot_rows, m, n);
+    } else if (plan->unit) { /* the upper levels of the tree */
         for (int size = 1; size < n; size *= fold)
             for (int to = 0; to < n; to += fold * size)
                 for (int from = to + size; from < min(to + fold * size, n); from += size)
                     fold_query(partial + (size_t)to * slot, partial + (size_t)from * slot, m, slot_rows, false, lane);
         finish_query(o, partial, m, slot_rows, lane);
-        return;
+    } else {
+        combine_few(o, partial, slot, slot_rows, m, n, lane);
     }
-    float max = -INFINITY, sum = 0, acc[rank / 128][4] = {};
-    for (int k = 0; k < n; k++)
-        max = fmaxf(max, partial[(size_t)k * slot + (size_t)(slot_rows * rank + 2 * m)]);
-    for (int k = 0; k < n; k++) {
-        const float *of = partial + (size_t)k * slot, *max_sum = of + slot_rows * rank + 2 * m;
-        const float factor = max == -INFINITY ? 1.0f : dsv2i_exp2(max_sum[0] - max);
-
-        sum = fmaf(factor, max_sum[1], sum);
-#pragma unroll
-        for (int j = 0; j < rank / 128; j++) {
-            const float4 x = *(const float4 *)(of + m * rank + 128 * j + 4 * lane);
-
-            acc[j][0] = fmaf(factor, x.x, acc[j][0]);
-            acc[j][1] = fmaf(factor, x.y, acc[j][1]);
-            acc[j][2] = fmaf(factor, x.z, acc[j][2]);
-            acc[j][3] = fmaf(factor, x.w, acc[j][3]);
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < rank / 128; j++)
-        *(float4 *)(o + 128 * j + 4 * lane) = make_float4(acc[j][0] / sum, acc[j][1] / sum, acc[j][2] / sum, acc[j][3] / sum);
 }
 
 /* Bytes of shared memory for tiles of M. */
@@ -741,7 +815,11 @@ cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const stru
     char *at = (char *)scratch;
     const int *first = (const int *)(at + sizeof(dsv2i_mla_plan));
     const dsv2i_mla_work work = {(const dsv2i_mla_plan *)at, first, (const dsv2i_mla_tile *)(at + l.tiles), (float *)(at + l.partial)};
-    const dim3 combine((unsigned)l.blocks, (l.big ? 64 : 16) / warps); /* a tile that is cut ends in another block than it begins in */
+    /* A tile that is cut ends in another block than it begins in.  Where tiles are few, parts of each are many. */
+    const int cut = l.blocks < l.max_tiles ? l.blocks : l.max_tiles, M = l.big ? 64 : 16;
+    const bool by_block = !to->invariant && l.blocks > few_parts * l.max_tiles;
+    const dim3 combine((unsigned)cut, (unsigned)(by_block ? M : M / (combine_threads / 32)));
+    const size_t of_combine = sizeof(float) * (size_t)(4 * rank + 2 * combine_threads / 32 + l.blocks);
     const size_t shared = l.big ? shared_bytes(64, 2) : shared_bytes(16, 2);
     cudaError_t e;
 
@@ -751,5 +829,6 @@ cudaError_t dsv2i_cuda_mla_decode(const struct dsv2i_cuda_launch *to, const stru
         e = dsv2i_launch(to, l.big ? to->invariant ? mla_decode_kernel<true, 3, true> : mla_decode_kernel<true, 3, false>
                                    : to->invariant ? mla_decode_kernel<false, 2, true> : mla_decode_kernel<false, 2, false>,
                          (unsigned)l.blocks, threads, shared, step, o_latent, q_latent, work, layer, heads);
-    return e ? e : dsv2i_launch(to, mla_combine_kernel, combine, threads, 0, step, o_latent, work, first + l.blocks, heads, l.big);
+    return e ? e : dsv2i_launch(to, mla_combine_kernel, combine, combine_threads, of_combine, step, o_latent, work, first + l.blocks, heads,
+                                l.big, by_block);
 }

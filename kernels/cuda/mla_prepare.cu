@@ -151,8 +151,10 @@ static __device__ void write_record(unsigned char *to, float (&c)[n], const floa
     for (int i = (int)r.key + rope + lane; i < (int)r.bytes; i += 32) /* the padding, and what lies between */
         if (i < (int)r.scale || i >= (int)r.scale + 8)
             to[i] = 0;
-    if (lane < 2)
-        ((float *)(to + r.scale))[lane] = lane ? of_k : of_c;
+    if (lane < 2) { /* the hardware's NaNs have other bits */
+        const float scale = lane ? of_k : of_c;
+        ((uint32_t *)(to + r.scale))[lane] = scale == scale ? __float_as_uint(scale) : 0x7FC00000u;
+    }
 }
 
 /* n and m registers of a lane hold latent and key. */

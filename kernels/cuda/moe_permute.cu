@@ -28,6 +28,37 @@ static __device__ __forceinline__ int sum_before(int x)
     return sum - x;
 }
 
+/* Lanes that have the same expert, of those that have any (e is not -1). */
+static __device__ __forceinline__ unsigned same_lanes(int e)
+{
+    unsigned same = __ballot_sync(DSV2I_ALL_LANES, e >= 0);
+
+#pragma unroll
+    for (int bit = 1; bit < most; bit *= 2) { /* __match_any_sync takes a turn for each that differs */
+        const unsigned has = __ballot_sync(DSV2I_ALL_LANES, e & bit);
+        same &= e & bit ? has : ~has;
+    }
+    return same;
+}
+
+/* For each 32 entries of a warp's piece does(entry, or past the end; its expert, or -1), `ahead` of which are under way. */
+template <class F> static __device__ __forceinline__ void each_32(const int *idx, int begin, int end, F does)
+{
+    const int lane = (int)threadIdx.x % 32, ahead = 8;
+
+    for (int from = begin; from < end; from += 32 * ahead) {
+        int e[ahead];
+
+#pragma unroll
+        for (int j = 0; j < ahead; j++)
+            e[j] = from + 32 * j + lane < end ? idx[from + 32 * j + lane] : -1;
+#pragma unroll
+        for (int j = 0; j < ahead; j++)
+            if (from + 32 * j < end)
+                does(from + 32 * j + lane, e[j]);
+    }
+}
+
 static __global__ void __launch_bounds__(32 * warps)
     moe_permute_kernel(const dsv2i_cuda_step *step, dsv2i_cuda_permutation to, const int *idx, int top_k, int n_experts, int tile_rows)
 {
@@ -43,14 +74,10 @@ static __global__ void __launch_bounds__(32 * warps)
     for (int e = lane; e < n_experts; e += 32)
         mine[e] = 0;
     __syncwarp();
-    for (int i = begin + lane; i - lane < end; i += 32) {
-        const int e = i < end ? idx[i] : -1;
-        const unsigned same = __match_any_sync(DSV2I_ALL_LANES, (unsigned)e);
-
-        if (e >= 0 && lane == __ffs((int)same) - 1)
-            mine[e] += __popc(same);
-        __syncwarp();
-    }
+    each_32(idx, begin, end, [=](int, int e) {
+        if (e >= 0)
+            atomicAdd(&mine[e], 1);
+    });
     __syncthreads();
 
     for (int e = (int)threadIdx.x; e < n_experts; e += (int)blockDim.x) {
@@ -86,14 +113,14 @@ static __global__ void __launch_bounds__(32 * warps)
         if (past == n_experts && from < past) {
             first[n_experts] = sum;
             first_tile[n_experts] = tiles;
-            *to.n_tiles = tiles;
+            to.n_tiles[0] = tiles;
+            to.n_tiles[1] = to.n_tiles[2] = 0;
         }
     }
     __syncthreads();
 
-    for (int i = begin + lane; i - lane < end; i += 32) {
-        const int e = i < end ? idx[i] : -1;
-        const unsigned same = __match_any_sync(DSV2I_ALL_LANES, (unsigned)e);
+    each_32(idx, begin, end, [=](int i, int e) {
+        const unsigned same = same_lanes(e);
 
         if (e >= 0)
             to.entry[first[e] + mine[e] + __popc(same & ((1u << lane) - 1))] = i;
@@ -101,7 +128,7 @@ static __global__ void __launch_bounds__(32 * warps)
         if (e >= 0 && lane == __ffs((int)same) - 1)
             mine[e] += __popc(same);
         __syncwarp();
-    }
+    });
     for (int e = warp; e < n_experts; e += warps)
         for (int t = first_tile[e] + lane; t < first_tile[e + 1]; t += 32) {
             const int at = first[e] + (t - first_tile[e]) * tile_rows;

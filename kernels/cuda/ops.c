@@ -7,8 +7,7 @@
  * SPDX-License-Identifier: MIT */
 #include "backend.h"
 
-#define FEW_ROWS 8         /* of a dense product */
-#define FEW_EXPERT_ROWS 4  /* of experts: more rows choose the same ones too often */
+#define FEW_ROWS 2         /* of more the matrix units have as little to wait for, and experts are chosen by several */
 #define SCORE_ROWS 256     /* rows and */
 #define SCORE_COLUMNS 8192 /* vocabulary columns whose logits a score has at a time */
 
@@ -60,6 +59,8 @@ struct dsv2i_cuda_launch dsv2i_cuda_make_launch(const struct dsv2i_cuda *be, int
         .sm = be->sm,
         .n_sms = be->n_sms,
         .invariant = be->invariant,
+        .pages = be->kinds & DSV2I_CUDA_LATENT,
+        .several = be->kinds & DSV2I_CUDA_SEVERAL,
     };
 }
 
@@ -94,12 +95,13 @@ static size_t score_bytes(const struct dsv2i_shape *s, int32_t n_rows)
 
 struct dsv2i_cuda_plan dsv2i_cuda_make_plan(const struct dsv2i_cuda *be, const struct dsv2i_shape *s, int32_t max_rows)
 {
-    const struct dsv2i_cuda_launch to = dsv2i_cuda_make_launch(be, max_rows);
+    struct dsv2i_cuda_launch to = dsv2i_cuda_make_launch(be, max_rows);
     const int32_t hidden = s->hidden_size, heads = s->num_attention_heads;
     struct dsv2i_cuda_plan p = {0};
     size_t rows = (size_t)dsv2i_cuda_memory_rows((struct dsv2i_backend *)(uintptr_t)&be->base, max_rows), shared;
     size_t widest = (size_t)max_i32(max_i32(hidden, s->q_lora_rank), heads * s->v_head_dim);
 
+    to.several = 1; /* which takes more */
     p.rope = place(&p.total, rows * (size_t)s->qk_rope_head_dim * sizeof(float));
     p.narrow = place(&p.total, rows * widest * sizeof(uint16_t));
     p.scales = place(&p.total, rows * (widest / 128 + 1) * sizeof(float));
@@ -209,7 +211,7 @@ void dsv2i_cuda_op_rms_norm(struct dsv2i_backend *base, float *y, int32_t ldy, c
     struct dsv2i_cuda *be = dsv2i_cuda_of(base);
     const struct dsv2i_cuda_step *step;
     struct dsv2i_cuda_launch to = launch(be, n, &step);
-    int whole = n == be->batch->n_rows && ldy == dim && (be->invariant || to.max_rows > FEW_EXPERT_ROWS);
+    int whole = n == be->batch->n_rows && ldy == dim && (be->invariant || to.max_rows > FEW_ROWS);
 
     if (be->error)
         return;
@@ -296,7 +298,6 @@ void dsv2i_cuda_op_mla_attend(struct dsv2i_backend *base, float *o, const float 
     if (plain || be->kinds & DSV2I_CUDA_F32_PAGES)
         dsv2i_cuda_check(be, dsv2i_cuda_mla_attend_any(&to, step, o, q, kv_b, layer, heads, s->qk_nope_head_dim, s->v_head_dim,
                                                        s->qk_rope_head_dim, s->softmax_scale, !plain));
-    to.pages = be->kinds & DSV2I_CUDA_LATENT;
     if (!plain && be->kinds & DSV2I_CUDA_LATENT) {
         dsv2i_cuda_check(be, dsv2i_cuda_mla_absorb(&to, step, q_latent, q, kv_b, heads, s->softmax_scale));
         dsv2i_cuda_check(be, dsv2i_cuda_mla_decode(&to, step, o_latent, q_latent, layer, heads, scratch(be, be->plan.mla)));
@@ -319,7 +320,7 @@ static void experts(struct dsv2i_cuda *be, float *y, const float *x, const struc
     const struct dsv2i_cuda_experts all = {ffn->table, n_experts, up->dtype, up->cols, up->rows, scales(up), scales(down)};
     const struct dsv2i_cuda_step *step;
     struct dsv2i_cuda_launch to = launch(be, n, &step);
-    int few = to.max_rows <= (idx ? FEW_EXPERT_ROWS : FEW_ROWS);
+    int few = to.max_rows <= FEW_ROWS;
 
     if (be->error)
         return;

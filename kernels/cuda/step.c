@@ -54,6 +54,7 @@ static void note_kind(struct dsv2i_cuda *be, const struct dsv2i_seq *seq, int32_
         be->kinds |= DSV2I_CUDA_F32_PAGES;
     } else if (seq->form == DSV2I_ABSORBED) {
         be->kinds |= seq->kv_type == DSV2I_KV_BF16 ? DSV2I_PAGES_BF16 : DSV2I_PAGES_CODED;
+        be->kinds |= rows > 1 ? DSV2I_CUDA_SEVERAL : 0;
     } else {
         be->kinds |= DSV2I_CUDA_EXPANDED;
         be->prefill.seqs++;

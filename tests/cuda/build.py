@@ -83,6 +83,8 @@ def build(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[Ker
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode or "wgmma.mma_async instructions are serialized" in done.stdout:
         raise ValueError(done.stdout)
+    if re.search(r"\bU exit$", subprocess.run(["nm", "-u", command[-1]], stdout=subprocess.PIPE, text=True, check=True).stdout, re.M):
+        raise ValueError(f"{source.name}: the host calls a function that is __device__ only, for which nvcc, without a word in templates, calls exit")
     kernels = []
     for entry in re.split(r"Compiling entry function ", done.stdout)[1:]:
         name = re.match(r"'(\w+)'", entry)[1]

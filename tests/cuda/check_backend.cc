@@ -312,8 +312,8 @@ void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool
 void test_fp8_products(void **)
 {
     const int all = 160, whole = 384; /* rows and columns */
-    for (int n : {3, 12, 33}) {
-        bool many = n > 8;
+    for (int n : {2, 3, 33}) {
+        bool many = n > 2;
         check_fp8(9, 0, all, whole, n, many);
         check_fp8(9, 0, 1, whole, n, many);
         check_fp8(9, 0, 128, 128, n, many);
@@ -421,7 +421,8 @@ void test_recorded_for(void **)
             dsv2_model_free(lite);
             lite = open_model(w.ctx, "lite");
             s[1] = open_session(lite, 0, DSV2_KV_BF16, DSV2_ATTENTION_ABSORBED, 64);
-            must(dsv2_session_prefill(s[1], ids, 7));
+            for (int k = 0; k < 7; k++)
+                must(dsv2_session_decode(s[1], ids[k]));
             for (int k = 0; k < 3; k++) {
                 must(dsv2_session_truncate(s[1], 6));
                 must(dsv2_session_decode(s[1], ids[6]));
@@ -863,6 +864,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_without_blas), cmocka_unit_test(test_other_card),
 #endif
     };
+    if (argc > 1 && !strcmp(argv[1], "--list")) {
+        for (const CMUnitTest &test : tests)
+            printf("%s\n", test.name);
+        return 0;
+    }
     if (argc > 1 && argv[1][0] == '-')
         cmocka_set_skip_filter(argv[1] + 1);
     else if (argc > 1)

@@ -200,7 +200,7 @@ void check_permute(int n, int top_k, int n_experts, int tile_rows, bool even, in
     std::vector<int32_t> idx = choose(n, top_k, n_experts, even), order;
     dsv2i_cuda_launch to = launch_for(n + more);
     const size_t entries = (size_t)((n + more) * top_k), tiles = entries / (size_t)tile_rows + std::min((size_t)n_experts, entries);
-    dsv2i_cuda_permutation p = {unset<int32_t>(entries), unset<dsv2i_cuda_tile>(tiles), unset<int32_t>(1)};
+    dsv2i_cuda_permutation p = {unset<int32_t>(entries), unset<dsv2i_cuda_tile>(tiles), unset<int32_t>(3)};
 
     for (int32_t i = 0; i < n * top_k; i++)
         order.push_back(i);
@@ -291,9 +291,12 @@ void check_experts(const Kind &kind, int n, int top_k, int n_experts, int hidden
         size_t apart = 0;
         for (size_t i = 0; i < size; i++)
             square += want[i] * want[i] / (double)size;
+        /* Where a row has many h, of most rows one is the other neighbour, 2^-8 of it apart, and the greatest of them are some 16 times as
+         * large as most: that is seen in all that it is multiplied with. */
+        const double flips = (double)hidden * inter >= 1 << 20 ? 0x1p-4 / sqrt(inter) : 0;
         for (size_t i = 0; i < size; i++) {
             double error = fabs((double)got[i] - want[i]);
-            apart += error > (sums(hidden) + sums(inter)) * fmax(fabs(want[i]), sqrt(square));
+            apart += error > (sums(hidden) + sums(inter) + flips) * fmax(fabs(want[i]), sqrt(square));
             expect(error <= 0x1p-7 * (size_of[i] + sqrt(square)), "max_rows %d: error %.3g at %zu: %.9g for %.9g", most, error, i, (double)got[i],
                    want[i]);
         }

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include <unistd.h>
+
 #include <kernels.h>
 
 #ifdef DSV2I_EMULATED
@@ -129,7 +131,7 @@ template <class T> bool is_unset(const T &x)
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
     cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
 #endif
-    return {stream, max_rows, early && major >= 9, 10 * major + minor, n_sms, 0, DSV2I_PAGES_ALL};
+    return {stream, max_rows, early && major >= 9, 10 * major + minor, n_sms, 0, DSV2I_PAGES_ALL, 1};
 }
 
 [[maybe_unused]] uint16_t bf16_of(float x)
@@ -227,16 +229,26 @@ struct Weight {
     close_to(got, want, 2e-6);
 }
 
-/* Environment: DSV2_TEST_ONLY, a part of a case's name; DSV2_TEST_SEEDS, how many seeds at most. */
+/* Environment: DSV2_TEST_ONLY, a part of a case's name; DSV2_TEST_SKIP, how many cases not to run; DSV2_TEST_SEEDS, how many seeds at most.
+ * On a card a case that breaks the process's context, or does not end, ends the program: what followed would say nothing. */
 template <class F> void run(const std::string &name, [[maybe_unused]] int seeds, F check)
 {
-    const char *only = getenv("DSV2_TEST_ONLY"), *most = getenv("DSV2_TEST_SEEDS");
+    const char *only = getenv("DSV2_TEST_ONLY"), *skip = getenv("DSV2_TEST_SKIP"), *most = getenv("DSV2_TEST_SEEDS");
     if (only && name.find(only) == std::string::npos)
         return;
+    if (skip && count < atoi(skip)) {
+        count++;
+        return;
+    }
     if (most && atoi(most) < seeds)
         seeds = atoi(most);
     case_name = name;
     case_failed = false;
+#ifndef DSV2I_EMULATED
+    printf("# case %d: %s\n", count + 1, name.c_str());
+    fflush(stdout);
+    alarm(30);
+#endif
 #ifdef DSV2I_EMULATED
     for (int seed = 0; seed < seeds && !case_failed; seed++) {
         emu::reset((uint64_t)seed);
@@ -253,6 +265,10 @@ template <class F> void run(const std::string &name, [[maybe_unused]] int seeds,
     failed += case_failed;
     printf("%s %d - %s\n", case_failed ? "not ok" : "ok", ++count, name.c_str());
     fflush(stdout);
+#ifndef DSV2I_EMULATED
+    if (cudaDeviceSynchronize() != cudaSuccess) /* as it will be from now on */
+        exit(1);
+#endif
 }
 
 /* The end of a program: the plan, and its status. */

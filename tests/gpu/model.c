@@ -4,7 +4,7 @@
  *     gpu_model CONFIG.json DTYPE KV_TYPE CONTEXT PROMPT BATCH..
  *
  * DTYPE: bf16, or f8 (the layers' matrices in blocks of 128 x 128); KV_TYPE: a number of DSV2_KV_*.  Times decode steps of BATCH sequences
- * that hold CONTEXT tokens, and a prompt of PROMPT tokens; a line of JSON for each goes to standard output.
+ * that hold CONTEXT tokens, the next one chosen on the card, and a prompt of PROMPT tokens; a line of JSON for each goes to standard output.
  *
  * SPDX-License-Identifier: MIT */
 #include <math.h>
@@ -250,13 +250,32 @@ static void time_prompt(dsv2_model *m, int n, int32_t kv_type, int repeats)
 }
 
 /* Each sequence is a prompt of its own: forks would share its pages, and the cache of the card. */
+static void step(dsv2_session **s, int batch, int first, const dsv2_sample_params *how, uint32_t flags)
+{
+    static dsv2_step_member members[MOST];
+    int32_t tokens[MOST];
+
+    memset(members, 0, (size_t)batch * sizeof *members);
+    for (int i = 0; i < batch; i++) {
+        tokens[i] = token(s[i]->model, first + i * 37);
+        members[i].session = s[i];
+        members[i].tokens = &tokens[i];
+        members[i].n_tokens = 1;
+        members[i].sample = how;
+        members[i].flags = flags;
+    }
+    must(dsv2_step(members, sizeof *members, (size_t)batch), "step");
+}
+
 static void time_decode(dsv2_model *m, int batch, int context, int32_t kv_type, int repeats, int steps)
 {
     static dsv2_session *s[MOST];
-    dsv2_step_member members[MOST];
-    int32_t tokens[MOST];
     double seconds[REPEATS];
+    dsv2_sample_params greedy;
 
+    dsv2_sample_params_init(&greedy, sizeof greedy, m);
+    greedy.temperature = 0;
+    greedy.top_p = greedy.repetition_penalty = 1; /* the model has no generation_config.json */
     for (int i = 0; i < batch; i++) {
         s[i] = open_session(m, context + (REPEATS + 2) * STEPS + 1, kv_type);
         fill(s[i], context);
@@ -264,19 +283,12 @@ static void time_decode(dsv2_model *m, int batch, int context, int32_t kv_type, 
     for (int r = -2; r < repeats; r++) {
         double begin = now();
 
-        for (int k = 0; k < steps; k++) {
-            memset(members, 0, (size_t)batch * sizeof *members);
-            for (int i = 0; i < batch; i++) {
-                tokens[i] = token(m, (r + 3) * 1000 + k * 331 + i * 37);
-                members[i].session = s[i];
-                members[i].tokens = &tokens[i];
-                members[i].n_tokens = 1;
-            }
-            must(dsv2_step(members, sizeof *members, (size_t)batch), "step");
-        }
+        for (int k = 0; k < steps; k++)
+            step(s, batch, (r + 3) * 1000 + k * 331, &greedy, DSV2_STEP_NO_LOGITS);
         if (r >= 0)
             seconds[r] = (now() - begin) / steps;
     }
+    step(s, batch, 0, NULL, 0);
     check_finite(s[batch - 1]);
     for (int i = 0; i < batch; i++)
         dsv2_session_free(s[i]);

@@ -95,13 +95,17 @@ def markdown(report: dict) -> str:
     lines += table([[r["case"], r["what"], time(r["ms"]) if "ms" in r else r["error"], rate(r) if r.get("ms") else ""] for r in report["limits"]],
                    ["", "", "time", "rate"])
 
-    lines += ["## Whole models", "", "Host and card, through the library's sessions; logits are copied to the host.", ""]
+    lines += ["## Whole models", "", "Host and card, through the library's sessions; of a decode step the next tokens are chosen on the card.", ""]
     rows = []
     for r in report["models"]:
         part, name = share(r, known, by_line)
         tokens = r["n"] / r["ms"] * 1e3
         rows.append([f"{r['dtype']}, {r['model']}", r["n"], r["context"], time(r["ms"]), f"{tokens:,.0f}", rate(r), f"{part:.0%} of {name}" if name else "",
                      verdict(r, part, name)])
+    for r in report["peer"]:
+        ours = [o["ms"] for o in report["models"] if o["dtype"] == "bf16" and all(o[k] == r.get(k) for k in ("model", "n", "context"))]
+        rows.append([f"{r['peer']}, bf16, {r['model']}", r["n"], r["context"], time(r["ms"]), f"{r['n'] / r['ms'] * 1e3:,.0f}", "",
+                     f"ours: {r['ms'] / ours[0]:.1f} times as fast" if ours else "", ""] if "ms" in r else [r["error"], *[""] * 7])
     lines += table(rows, ["what", "tokens", "context", "time", "tokens/s", "rate", "share", "target"])
 
     lines += ["## Kernels", "", "Bytes and FLOPs as in docs/kernels/README.md; the share is of the bound that asks for more time.", ""]

@@ -181,18 +181,22 @@ def cases() -> list[Case]:
         out.append(Case("mla_plan", {"heads": heads, "batch": 128, "context": 4096}, name))
         out.append(Case("mla_prefill", {"heads": heads, "n": 512, "context": 8192, "kv": "bf16"}, f"{name}: end of a prompt"))
     for name, c in MODELS.items():
-        for n in (2, 4, 8):
-            out += [Case("linear_few", {"rows": rows, "cols": cols, "n": n, "dtype": "bf16"}, f"{name}: {label}")
-                    for label, (rows, cols) in dense_products(c).items() if label != "router"]
-        for n in (2, 4):
-            out.append(Case("experts_few", expert_shape(c, n), f"{name}: experts"))
+        for label, (rows, cols) in dense_products(c).items():
+            if label == "router":  # from fp32 for any number of rows
+                out += [Case("linear_few", {"rows": rows, "cols": cols, "n": n, "dtype": "bf16"}, f"{name}: router") for n in (8, 128, 2048)]
+                continue
+            out.append(Case("linear_few", {"rows": rows, "cols": cols, "n": 2, "dtype": "bf16"}, f"{name}: {label}"))
+            out += [Case("gemm", {"m": m, "n": rows, "k": cols}, f"{name}: {label}") for m in (8, 128)]
+        out.append(Case("experts_few", expert_shape(c, 2), f"{name}: experts"))
         out.append(Case("experts_few", dense_shape(c, 2 * c["moe_intermediate_size"], 1), f"{name}: shared experts"))
         out.append(Case("experts_few", dense_shape(c, c["intermediate_size"], 1), f"{name}: dense layer"))
         out.append(Case("experts_few", expert_shape(c, 1, "f8"), f"{name}: experts of a token"))
         out += [Case("linear_few", {"rows": rows, "cols": cols, "n": 1, "dtype": "f8"}, f"{name}: {label}")
                 for label, (rows, cols) in dense_products(c).items() if label in ("q_proj", "q_b_proj", "o_proj")]
-        for n in (8, 32, 128, 512):
+        for n in (4, 8, 32, 128, 512, 2048):
             out.append(Case("experts_many", expert_shape(c, n), f"{name}: experts"))
+        for n in (8, 32, 128):
+            out.append(Case("experts_many", dense_shape(c, 2 * c["moe_intermediate_size"], n), f"{name}: shared experts"))
         out.append(Case("experts_many", dense_shape(c, 2 * c["moe_intermediate_size"], 4096), f"{name}: shared experts"))
         for n in (32, 128):
             out += [Case("linear_many", {"rows": rows, "cols": cols, "n": n, "dtype": "bf16"}, f"{name}: {label}")
@@ -277,9 +281,9 @@ KERNELS = (
     ("rope.cu", "angles of the rows' positions", "latency", None),
     ("embed.cu", "rows of the embedding", "bandwidth", lambda c, n: Case("embed", {"n": n, "hidden": c["hidden_size"], "vocab": c["vocab_size"], "dtype": "bf16"})),
     ("rms_norm.cu", "RMSNorm, fp32 and bf16", "bandwidth; few rows: latency", lambda c, n: Case("rms_norm", {"n": n, "dim": c["hidden_size"]})),
-    ("linear_few.cu", "dense products up to 8 rows (here o_proj)", "bandwidth: the weight", lambda c, n: n <= 8 and o_proj(c, n, "linear_few")),
+    ("linear_few.cu", "dense products of one or two rows (here o_proj); the router", "bandwidth: the weight", lambda c, n: n <= 2 and o_proj(c, n, "linear_few")),
     ("linear_many.cu", "dense products of more rows (here o_proj), invariant; others by cuBLASLt",
-     "bandwidth to some 300 rows, then the matrix units", lambda c, n: n > 8 and o_proj(c, n, "linear_many")),
+     "bandwidth to some 300 rows, then the matrix units", lambda c, n: n > 2 and o_proj(c, n, "linear_many")),
     ("mla_prepare.cu", "rotation, latent norm, KV record", "latency, then bandwidth",
      lambda c, n: Case("mla_prepare", {"heads": c["num_attention_heads"], "n": n, "kv": "bf16"})),
     ("mla_absorb.cu", "queries to the latent space", "bandwidth: kv_b_proj",
@@ -292,10 +296,10 @@ KERNELS = (
      lambda c, n: n > 1 and Case("mla_prefill", {"heads": c["num_attention_heads"], "n": n, "context": n, "kv": "bf16"})),
     ("mla_attend_any.cu", "attention for any shape, and for fp32 caches", "arithmetic; a reference that is never the fast path", None),
     ("moe_route.cu", "choice of experts", "latency", lambda c, n: Case("moe_route", {"n": n, "experts": c["n_routed_experts"], "groups": c["n_group"]})),
-    ("experts_few.cu", "experts up to 4 rows", "bandwidth: the chosen experts", lambda c, n: n <= 4 and Case("experts_few", expert_shape(c, n))),
-    ("moe_permute.cu", "rows by expert", "latency", lambda c, n: n > 4 and Case("moe_permute", {"n": n, "experts": c["n_routed_experts"], "tile": 128})),
+    ("experts_few.cu", "experts of one or two rows", "bandwidth: the chosen experts", lambda c, n: n <= 2 and Case("experts_few", expert_shape(c, n))),
+    ("moe_permute.cu", "rows by expert", "latency", lambda c, n: n > 2 and Case("moe_permute", {"n": n, "experts": c["n_routed_experts"], "tile": 128})),
     ("experts_many.cu", "experts of more rows", "bandwidth to some thousand rows, then the matrix units",
-     lambda c, n: n > 4 and Case("experts_many", expert_shape(c, n))),
+     lambda c, n: n > 2 and Case("experts_many", expert_shape(c, n))),
     ("quantize.cu", "activations to bf16 (narrow)", "bandwidth", lambda c, n: Case("narrow", {"n": n, "dim": c["hidden_size"]})),
     ("quantize.cu", "activations to e4m3, with scales", "bandwidth", lambda c, n: Case("quantize", {"n": n, "dim": c["hidden_size"], "scaling": 3})),
     ("widen.cu", "a weight to bf16, when it is loaded", "bandwidth", None),

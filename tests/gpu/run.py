@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One command for a machine with a card: build, check, measure, report.
 
-    python3 tests/gpu/run.py [--out FOLDER] [--seconds N]
+    python3 tests/gpu/run.py [--out FOLDER] [--seconds N] [--steps NAME..]
     python3 tests/gpu/run.py --vendor [FOLDER]     # beforehand, elsewhere: libraries for a machine that has none
     python3 tests/gpu/run.py --emulated            # try the script itself: times mean nothing
 
@@ -13,6 +13,7 @@ seconds it does, each as far as time allows, and none is stopped by another's fa
     limits       what the card can do: copy, read, matrix units, launches
     models       V2-Lite's shape with random weights: decode, prompts
     kernels      each at shapes of V2-Lite and V2, against the limits (roofline.py)
+    peer         V2-Lite's shape with random weights in HF Transformers, where the machine has it
     sanitizer    compute-sanitizer's four tools on some checks
 
 FOLDER/report.json and FOLDER/report.md are written after each of them.  Status: 0 if all checks passed, 1 if not, 77 without a card.
@@ -41,6 +42,7 @@ import roofline
 BUILD = build.ROOT / "build-gpu"
 KV_BF16 = 0
 DECODE = {"name": "V2-Lite", "batches": [1, 8, 32, 128], "context": 1024, "prompt": 2048}
+STEPS = ("checks", "limits", "models", "kernels", "peer", "sanitizer")
 # Tool, program, and a word of the names of its cases.
 SANITIZED = (
     ("memcheck", "check_kernels", "dtype 2"), ("memcheck", "check_attention", "16 heads, rows of several"),
@@ -54,12 +56,13 @@ SANITIZED = (
 
 class Run:
     def __init__(self, args: argparse.Namespace):
+        self.steps = [s for s in STEPS if s in args.steps]
         self.out, self.emulated, self.end = args.out, args.emulated, time.monotonic() + args.seconds
         self.folder = BUILD / ("emulated" if args.emulated else "card")
         self.programs: dict[str, Path] = {}
         self.failed = False
         self.report: dict = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "emulated": args.emulated,
-                             "card": None, "clocks": None, "limits": [], "kernels": [], "models": [], "checks": [], "notes": [], "seconds": {}}
+                             "card": None, "clocks": None, "limits": [], "kernels": [], "models": [], "peer": [], "checks": [], "notes": [], "seconds": {}}
         self.out.mkdir(parents=True, exist_ok=True)
 
     def left(self) -> float:
@@ -110,10 +113,24 @@ class Run:
         for name in sorted({p.stem for p in (build.TESTS / "cuda").glob("check_*.cc")} - set(self.programs)):
             self.report["checks"].append({"name": name, "only": "", "ok": False, "passed": 0, "failed": 0, "seconds": 0, "status": "not built"})
 
+    def run_check(self, command: list, limit: float, env: dict[str, str]) -> tuple[int | None, str]:
+        """As call; a check of kernels that one case has ended goes on behind that one."""
+        end, whole, failed = time.monotonic() + limit, "", 0
+        while True:
+            status, output = self.call(command, max(1, end - time.monotonic()), **env)
+            whole += output
+            seen = re.findall(r"^# case (\d+)", output, re.M)
+            if status in (0, None) or not seen or re.search(r"^1\.\.\d+", output, re.M):
+                return failed or status, whole
+            if not re.search(rf"^(not )?ok {seen[-1]} ", output, re.M):
+                whole += f"not ok {seen[-1]} - ended by status {status}\n"
+            env, failed = {**env, "DSV2_TEST_SKIP": seen[-1]}, status
+
     def check(self, name: str, limit: float, only: str = "", wrapper: tuple = (), label: str = "") -> None:
         begin = time.monotonic()
+        command = [*wrapper, self.programs[name], *([only] if only and name == "check_backend" else [])]
         env = {"DSV2_TEST_ONLY": only} if only else {}
-        status, output = self.call([*wrapper, self.programs[name]], limit, **env)
+        status, output = self.run_check(command, limit, env)
         if status is None and wrapper:  # these tools are slow
             self.note(f"{label}, {only}: stopped after {time.monotonic() - begin:.0f} s", False)
             return
@@ -123,17 +140,20 @@ class Run:
         result = {"name": label or name, "only": only, "ok": ok, "passed": passed, "failed": failed, "seconds": round(time.monotonic() - begin, 1)}
         if not ok:
             result["status"] = "stopped at its time limit" if status is None else f"status {status}"
-            result["output"] = output[-4000:]
+            result["output"] = output[-20000:]
         self.report["checks"].append(result)
         print(f"  {'ok    ' if ok else 'FAILED'} {result['name']} {only}: {passed} passed", flush=True)
 
     def checks(self, limit: float) -> None:
-        names = [n for n in self.programs if n.startswith("check_")]
-        only = {"check_kernels": "rms_norm 37"} if self.emulated else {}
+        """Of the library each test in a process of its own, as one can break what the next needs."""
         if self.emulated:
-            names = list(only)
+            plan = [("check_kernels", "rms_norm 37")]
+        else:
+            plan = [(n, "") for n in self.programs if n.startswith("check_") and n != "check_backend"]
+            if "check_backend" in self.programs:
+                plan += [("check_backend", test) for test in self.call([self.programs["check_backend"], "--list"], 20)[1].split()]
         with ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
-            list(pool.map(lambda name: self.check(name, limit, only.get(name, "")), names))
+            list(pool.map(lambda one: self.check(one[0], limit, one[1]), plan))
 
     def bench(self, cases: list[roofline.Case], into: str, limit: float) -> None:
         """Cases in their order as far as the limit allows; after one that ends the program, those behind it."""
@@ -184,6 +204,14 @@ class Run:
             elif status is None:
                 self.note(f"model, {dtype}: stopped at its time limit", False)
 
+    def peer(self, limit: float) -> None:
+        batches = [n for n in DECODE["batches"] if n <= 32]
+        status, output = self.call([sys.executable, build.TESTS / "gpu" / "peer.py", self.out / "config.json", DECODE["context"], DECODE["prompt"],
+                                    *batches], limit)
+        self.report["peer"] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        if status:
+            self.note(f"peer: status {status}: {output[-500:]}", False)
+
     def sanitize(self) -> None:
         tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=":".join(map(str, Path("/usr/local").glob("cuda*/bin"))))
         if not tool:
@@ -222,12 +250,11 @@ class Run:
         if not self.card():
             self.write()
             return 77 if self.report["notes"][-1] == "no CUDA device" else 1
-        self.step("checks", self.checks, 150)
-        self.step("limits", self.bench, roofline.limits(), "limits", 40)
-        self.step("models", self.models, 75)
-        self.step("kernels", self.bench, roofline.cases(), "kernels", 150)
-        if not self.emulated:
-            self.step("sanitizer", self.sanitize)
+        steps = {"checks": (self.checks, 150), "limits": (self.bench, roofline.limits(), "limits", 40), "models": (self.models, 75),
+                 "kernels": (self.bench, roofline.cases(), "kernels", 150), "peer": (self.peer, 75), "sanitizer": (self.sanitize,)}
+        for name in self.steps:
+            if not self.emulated or name not in ("peer", "sanitizer"):
+                self.step(name, *steps[name])
         self.write()
         print(f"{self.out / 'report.md'}")
         bad = [r for r in self.report["checks"] if not r["ok"]] + [r for r in self.report["limits"] + self.report["kernels"] if "error" in r]
@@ -238,6 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=BUILD / "report", metavar="FOLDER", help="for the report (default: build-gpu/report)")
     parser.add_argument("--seconds", type=int, default=480, metavar="N", help="for all of it (default: 480)")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="only these, after building (default: all)")
     parser.add_argument("--vendor", type=Path, nargs="?", const=BUILD / "vendor", metavar="FOLDER", help="only copy libraries of others there")
     parser.add_argument("--vendored", type=Path, default=BUILD / "vendor", metavar="FOLDER", help="where they are (default: build-gpu/vendor)")
     parser.add_argument("--emulated", action="store_true", help="on the emulated card, with tiny shapes")

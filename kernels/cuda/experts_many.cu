@@ -367,14 +367,15 @@ template <bool fp8> static cudaError_t choose(const call &c, const int32_t *idx,
 {
     typedef tiles<fp8> with;
     const int each = (c.to->max_rows * c.s.top_k + c.of->n - 1) / c.of->n; /* rows of an expert, on average */
+    const bool units = c.to->sm == 90 && !c.to->invariant;
 
     if (each <= 16)
         return mixture<typename with::few>(c, idx, weight);
     if (each <= 32)
         return mixture<typename with::some>(c, idx, weight);
-    if (each <= 96 || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
+    if (each <= (units ? 48 : 96) || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
         return mixture<typename with::many>(c, idx, weight);
-    if (c.to->sm == 90 && !c.to->invariant)
+    if (units)
         return mixture<typename with::warpgroups>(c, idx, weight);
     return mixture<typename with::most>(c, idx, weight);
 }

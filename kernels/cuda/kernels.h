@@ -103,6 +103,10 @@ cudaError_t dsv2i_cuda_quantize(const struct dsv2i_cuda_launch *to, const struct
 cudaError_t dsv2i_cuda_narrow(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
                               int32_t dtype, int32_t dim);
 
+/* y (n_rows, dim) = part 0, 1 or 2 of x, each BF16, whose sum is x: what a product of bf16 needs to be one of fp32. */
+cudaError_t dsv2i_cuda_narrow_part(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
+                                   int32_t part, int32_t dim);
+
 /* ---- attention in the absorbed form ---- */
 
 /* o (n_rows, heads, v) = causal attention of prepared q (n_rows, heads, nope + rope) over the rows' pages, for any shape and page;

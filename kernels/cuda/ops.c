@@ -8,6 +8,7 @@
 #include "backend.h"
 
 #define FEW_ROWS 2         /* of more the matrix units have as little to wait for, and experts are chosen by several */
+#define ROUTE_ROWS 256     /* of the router's product by a kernel for few */
 #define SCORE_ROWS 256     /* rows and */
 #define SCORE_COLUMNS 8192 /* vocabulary columns whose logits a score has at a time */
 
@@ -346,7 +347,30 @@ void dsv2i_cuda_op_moe_experts(struct dsv2i_backend *base, float *y, const float
     experts(be, y, x, ffn, be->shape->n_routed_experts, idx, weight, n, top_k);
 }
 
-/* Always from fp32: with activations in bf16 other experts are chosen now and then. */
+/* The router's logits, always from fp32: with activations in bf16 other experts are chosen now and then.  Of many rows the matrix units
+ * multiply the three parts of x, the greatest last: it is x in bf16, which the experts want. */
+static void route_logits(struct dsv2i_cuda *be, const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *logits,
+                         const float *x, const struct dsv2i_weight *gate)
+{
+    const struct dsv2i_cuda_product product = {.dtype = DSV2I_BF16, .y_dtype = DSV2I_F32, .m = dsv2i_cuda_blas_rows(to->max_rows),
+                                               .n = gate->rows, .k = gate->cols};
+    uint16_t *part = scratch(be, be->plan.narrow);
+
+    if (be->invariant || to->max_rows <= ROUTE_ROWS || gate->dtype != DSV2I_BF16 || gate->cols % 8 || !dsv2i_cuda_blas_has(be->blas, &product)) {
+        dsv2i_cuda_check(be, dsv2i_cuda_linear_few(to, step, logits, x, gate, 0));
+        return;
+    }
+    for (int32_t i = 2; i >= 0 && !be->error; i--) {
+        struct dsv2i_cuda_result r;
+
+        dsv2i_cuda_check(be, dsv2i_cuda_narrow_part(to, step, part, x, i, gate->cols));
+        r = dsv2i_cuda_blas_run(be->blas, &product, to->stream, logits, part, gate->data, NULL, NULL, i < 2);
+        dsv2i_cuda_check_call(be, r.call, r.code);
+    }
+    be->narrowed = x;
+    be->narrowed_as = 0;
+}
+
 void dsv2i_cuda_op_moe_route(struct dsv2i_backend *base, int32_t *idx, float *weight, const float *x, const struct dsv2i_weight *gate,
                              const struct dsv2i_route *route, int32_t n)
 {
@@ -355,7 +379,10 @@ void dsv2i_cuda_op_moe_route(struct dsv2i_backend *base, int32_t *idx, float *we
     const struct dsv2i_cuda_step *step;
     struct dsv2i_cuda_launch to = launch(be, n, &step);
 
-    if (!be->error && !dsv2i_cuda_check(be, dsv2i_cuda_linear_few(&to, step, logits, x, gate, 0)))
+    if (be->error)
+        return;
+    route_logits(be, &to, step, logits, x, gate);
+    if (!be->error)
         dsv2i_cuda_check(be, dsv2i_cuda_moe_route(&to, step, idx, weight, logits, gate->rows, route));
 }
 

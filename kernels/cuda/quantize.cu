@@ -135,7 +135,16 @@ template <int dtype> __device__ __forceinline__ uint32_t narrow_pair(float low, 
     return dtype == DSV2I_BF16 ? dsv2i_bf16x2(low, high) : dsv2i_f16x2(low, high);
 }
 
-template <int dtype>
+/* Part of x that is to be rounded: all, or what rounding to bf16 once or twice has lost; exact. */
+template <int part> __device__ __forceinline__ float part_of(float x)
+{
+#pragma unroll
+    for (int i = 0; i < part; i++)
+        x -= dsv2i_f32_from_bf16(dsv2i_bf16(x));
+    return x;
+}
+
+template <int dtype, int part>
 static __global__ void narrow_kernel(const dsv2i_cuda_step *step, uint16_t *y, const float *x, int dim)
 {
     const int row = (int)blockIdx.x;
@@ -149,16 +158,24 @@ static __global__ void narrow_kernel(const dsv2i_cuda_step *step, uint16_t *y, c
     if (dim % 4 == 0)
         for (int i = (int)threadIdx.x; i < dim / 4; i += threads) {
             float4 v = ((const float4 *)x)[i];
-            ((uint2 *)y)[i] = make_uint2(narrow_pair<dtype>(v.x, v.y), narrow_pair<dtype>(v.z, v.w));
+            ((uint2 *)y)[i] = make_uint2(narrow_pair<dtype>(part_of<part>(v.x), part_of<part>(v.y)),
+                                         narrow_pair<dtype>(part_of<part>(v.z), part_of<part>(v.w)));
         }
     else
         for (int i = (int)threadIdx.x; i < dim; i += threads)
-            y[i] = (uint16_t)narrow_pair<dtype>(x[i], 0);
+            y[i] = (uint16_t)narrow_pair<dtype>(part_of<part>(x[i]), 0);
 }
 
 cudaError_t dsv2i_cuda_narrow(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
                               int32_t dtype, int32_t dim)
 {
-    return dsv2i_launch(to, dtype == DSV2I_BF16 ? narrow_kernel<DSV2I_BF16> : narrow_kernel<DSV2I_F16>, dim3((unsigned)to->max_rows),
+    return dsv2i_launch(to, dtype == DSV2I_BF16 ? narrow_kernel<DSV2I_BF16, 0> : narrow_kernel<DSV2I_F16, 0>, dim3((unsigned)to->max_rows),
                         dim3(threads), 0, step, y, x, dim);
+}
+
+cudaError_t dsv2i_cuda_narrow_part(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, uint16_t *y, const float *x,
+                                   int32_t part, int32_t dim)
+{
+    return dsv2i_launch(to, part == 0 ? narrow_kernel<DSV2I_BF16, 0> : part == 1 ? narrow_kernel<DSV2I_BF16, 1> : narrow_kernel<DSV2I_BF16, 2>,
+                        dim3((unsigned)to->max_rows), dim3(threads), 0, step, y, x, dim);
 }

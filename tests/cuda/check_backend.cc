@@ -8,6 +8,7 @@
 #include <machine.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -223,21 +224,88 @@ double e4m3(unsigned code)
     return code & 0x80 ? -v : v;
 }
 
+/* A backend that stands in the middle of a step of n rows, for one of its operations. */
+struct Operation {
+    dsv2i_hooks hooks = {host_alloc, host_free, nullptr};
+    dsv2i_backend *be = nullptr;
+    int n;
+    dsv2i_shape shape = {};
+    std::vector<double> inv_freq{1};
+    std::vector<std::pair<void *, size_t>> taken;
+
+    explicit Operation(int rows, int hidden, int vocab, int experts = 0) : n(rows)
+    {
+        const dsv2i_cuda_options options = {0, 0, nullptr};
+        const char *why = "";
+
+        if (dsv2i_cuda_open(&hooks, &options, &be, &why))
+            fail_msg("%s", why);
+        shape.hidden_size = hidden;
+        shape.vocab_size = vocab;
+        shape.n_routed_experts = experts;
+        shape.num_attention_heads = shape.qk_nope_head_dim = shape.v_head_dim = shape.kv_lora_rank = shape.num_experts_per_tok = 1;
+        shape.moe_intermediate_size = experts ? 16 : 0;
+        shape.qk_rope_head_dim = 2;
+        shape.inv_freq = inv_freq.data();
+    }
+    Operation(const Operation &) = delete;
+    Operation &operator=(const Operation &) = delete;
+    ~Operation()
+    {
+        for (const auto &t : taken)
+            be->op->mem_free(be, t.first, t.second);
+        be->op->close(be);
+    }
+    template <class T> T *take(size_t count)
+    {
+        taken.emplace_back(be->op->mem_alloc(be, count * sizeof(T)), count * sizeof(T));
+        return (T *)taken.back().first;
+    }
+    template <class T> T *up(const std::vector<T> &from, size_t count)
+    {
+        T *to = take<T>(count);
+        assert_int_equal(be->op->mem_copy(be, to, from.data(), from.size() * sizeof(T)), 0);
+        return to;
+    }
+    /* w with its data on the device. */
+    dsv2i_weight put(dsv2i_weight w)
+    {
+        void *block = take<char>(be->op->weight_bytes(be, &w, 0));
+        assert_int_equal(be->op->reserve(be, &shape, n), 0);
+        assert_int_equal(be->op->weight_put(be, block, &w, 0), 0);
+        return w;
+    }
+    template <class F> void step(F does)
+    {
+        std::vector<int32_t> zeros((size_t)n), pos((size_t)n);
+        std::vector<void *> table;
+        dsv2i_seq seq = {};
+        dsv2i_batch batch = {};
+
+        for (int i = 0; i < n; i++)
+            pos[(size_t)i] = i;
+        for (int i = 0; i < n; i += DSV2I_PAGE_TOKENS)
+            table.push_back(take<char>(4096));
+        seq.page = table.data();
+        batch.n_rows = n;
+        batch.n_seqs = 1;
+        batch.token = batch.seq = zeros.data();
+        batch.pos = pos.data();
+        batch.seqs = &seq;
+        be->op->begin(be, &shape, &batch);
+        does();
+        if (be->op->finish(be))
+            fail_msg("%s", be->op->failure(be));
+    }
+};
+
 /* A product of fp8 by its operation, for the cards' ways to compute it: with activations of e4m3, which are off by 2^-4 at most, or of bf16,
  * with code times scale in bf16, which are off by 2^-9 each. */
 void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool quantized)
 {
     const int rows = 160, cols = 384, row_blocks = (rows - 1) / scale_rows + 1, col_blocks = (cols - 1) / scale_cols + 1;
-    const dsv2i_hooks hooks = {host_alloc, host_free, nullptr};
-    const dsv2i_cuda_options options = {0, 0, nullptr};
     std::vector<uint8_t> codes(rows * cols);
     std::vector<float> scales((size_t)(row_blocks * col_blocks)), x((size_t)(n * cols)), got((size_t)(n * rows));
-    dsv2i_shape shape = {};
-    std::vector<double> inv_freq(1);
-    dsv2i_seq seq = {};
-    dsv2i_batch batch = {};
-    dsv2i_backend *be;
-    const char *why = "";
     uint64_t state = 7;
 
     if (!have_card(major, minor))
@@ -256,37 +324,17 @@ void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool
     w.scale = scales.data();
     w.scale_rows = scale_rows;
     w.scale_cols = scale_cols;
-
-    assert_int_equal(dsv2i_cuda_open(&hooks, &options, &be, &why), 0);
-    shape.hidden_size = cols;
-    shape.vocab_size = rows; /* results are as large as logits */
-    shape.num_attention_heads = shape.qk_nope_head_dim = shape.v_head_dim = shape.kv_lora_rank = 1;
-    shape.qk_rope_head_dim = 2;
-    shape.inv_freq = inv_freq.data();
-    std::vector<int32_t> zeros((size_t)n), pos((size_t)n);
-    for (int i = 0; i < n; i++)
-        pos[(size_t)i] = i;
-    void *page = be->op->mem_alloc(be, 4096);
-    void *const table[] = {page};
-    seq.page = table;
-    batch.n_rows = n;
-    batch.n_seqs = 1;
-    batch.token = batch.seq = zeros.data();
-    batch.pos = pos.data();
-    batch.seqs = &seq;
-    dsv2i_weight on_card = w;
-    const size_t bytes = be->op->weight_bytes(be, &w, 0), memory = (size_t)be->op->memory_rows(be, n);
-    void *block = be->op->mem_alloc(be, bytes);
-    float *x_card = (float *)be->op->mem_alloc(be, memory * cols * sizeof(float)), *y_card = (float *)be->op->mem_alloc(be, memory * rows * sizeof(float));
-    assert_int_equal(be->op->reserve(be, &shape, n), 0);
-    assert_int_equal(be->op->weight_put(be, block, &on_card, 0), 0);
-    assert_int_equal(be->op->mem_copy(be, x_card, x.data(), x.size() * sizeof(float)), 0);
-    be->op->begin(be, &shape, &batch);
-    be->op->linear(be, y_card, x_card, &on_card, n, 0);
-    be->op->submit(be);
-    be->op->fetch(be, got.data(), y_card, got.size() * sizeof(float));
-    if (be->op->finish(be))
-        fail_msg("%s", be->op->failure(be));
+    {
+        Operation o(n, cols, rows); /* results are as large as logits */
+        const size_t memory = (size_t)o.be->op->memory_rows(o.be, n);
+        float *x_card = o.up(x, memory * cols), *y_card = o.take<float>(memory * rows);
+        const dsv2i_weight on_card = o.put(w);
+        o.step([&] {
+            o.be->op->linear(o.be, y_card, x_card, &on_card, n, 0);
+            o.be->op->submit(o.be);
+            o.be->op->fetch(o.be, got.data(), y_card, got.size() * sizeof(float));
+        });
+    }
     double most = 0;
     for (int i = 0; i < n; i++)
         for (int r = 0; r < rows; r++) {
@@ -301,12 +349,65 @@ void check_fp8(int major, int minor, int scale_rows, int scale_cols, int n, bool
         }
     if (!(most <= (quantized ? 0x1p-4 : 0x1p-8)) || (quantized && most < 0x1p-12)) /* less: they were not quantized at all */
         fail_msg("sm_%d%d, scales %d x %d, %d rows: error %g of the terms' sizes", major, minor, scale_rows, scale_cols, n, most);
-    be->op->mem_free(be, page, 4096);
-    be->op->mem_free(be, block, bytes);
-    be->op->mem_free(be, x_card, memory * cols * sizeof(float));
-    be->op->mem_free(be, y_card, memory * rows * sizeof(float));
-    be->op->close(be);
     check_card(true);
+}
+
+/* The router works from fp32 for any number of rows: its probabilities are off by what fp32 rounds, not by 2^-9 of the logits' terms. */
+void test_route(void **)
+{
+    const int experts = 24, cols = 128;
+    for (int n : {2, 40, 300}) {
+        std::vector<uint16_t> half((size_t)(experts * cols));
+        std::vector<float> x((size_t)(n * cols)), weight((size_t)n), got((size_t)n);
+        std::vector<int32_t> idx((size_t)n);
+        uint64_t state = 11;
+
+        new_card();
+        for (uint16_t &h : half)
+            h = (uint16_t)(0x3E00 + random_u32(&state) % 0x180 + (random_u32(&state) % 2 << 15)); /* 1/8 to 1, and their negatives */
+        for (float &v : x)
+            v = (float)(2 * random_unit(&state) - 1);
+        dsv2i_weight w = {};
+        w.dtype = DSV2I_BF16;
+        w.rows = experts;
+        w.cols = cols;
+        w.data = half.data();
+        const dsv2i_route route = {1, 1, 1, 0, 1};
+        {
+            Operation o(n, cols, 64, experts);
+            const size_t memory = (size_t)o.be->op->memory_rows(o.be, n);
+            float *x_card = o.up(x, memory * cols), *weight_card = o.take<float>(memory);
+            int32_t *idx_card = o.take<int32_t>(memory);
+            const dsv2i_weight on_card = o.put(w);
+            o.step([&] {
+                o.be->op->moe_route(o.be, idx_card, weight_card, x_card, &on_card, &route, n);
+                o.be->op->submit(o.be);
+                o.be->op->fetch(o.be, idx.data(), idx_card, idx.size() * sizeof(int32_t));
+                o.be->op->fetch(o.be, got.data(), weight_card, got.size() * sizeof(float));
+            });
+        }
+        for (int i = 0; i < n; i++) {
+            std::vector<double> logit;
+            double sum = 0;
+            for (int e = 0; e < experts; e++) {
+                double l = 0;
+                for (int c = 0; c < cols; c++) {
+                    uint32_t bits = (uint32_t)half[(size_t)(e * cols + c)] << 16;
+                    float f;
+                    memcpy(&f, &bits, 4);
+                    l += (double)f * (double)x[(size_t)(i * cols + c)];
+                }
+                logit.push_back(l);
+            }
+            for (double l : logit)
+                sum += exp(l);
+            const double want = idx[(size_t)i] >= 0 && idx[(size_t)i] < experts ? exp(logit[(size_t)idx[(size_t)i]]) / sum : NAN;
+            const double most = *std::max_element(logit.begin(), logit.end());
+            if (!(fabs((double)got[(size_t)i] - want) <= 2e-5 * want) || exp(most) / sum > want * 1.00002)
+                fail_msg("%d rows, row %d: expert %d with %.9g for %.9g", n, i, idx[(size_t)i], (double)got[(size_t)i], want);
+        }
+        check_card(true);
+    }
 }
 
 void test_fp8_products(void **)
@@ -854,7 +955,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_list),         cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_golden_fp8),   cmocka_unit_test(test_invariant),  cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_recorded),   cmocka_unit_test(test_recorded_for),
+        cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_route),      cmocka_unit_test(test_recorded),   cmocka_unit_test(test_recorded_for),
         cmocka_unit_test(test_sampling),     cmocka_unit_test(test_step),
         cmocka_unit_test(test_exchange),     cmocka_unit_test(test_bundled_text),
         cmocka_unit_test(test_cancelled_load),

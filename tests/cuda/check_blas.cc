@@ -260,6 +260,29 @@ void check_quantize(int scaling, int rows, int dim)
         }
 }
 
+/* The three parts of x are of bf16, each of what the one before has lost, and there is no fourth. */
+void check_parts(int rows, int dim)
+{
+    Step step(zeros(rows), {}, {}, 1, 2);
+    dsv2i_cuda_launch to = step.launch();
+    const std::vector<float> x = normals((size_t)(to.max_rows * dim), 100);
+    std::vector<double> rest(x.begin(), x.begin() + rows * dim);
+    float *x_device = up(x);
+
+    for (int part = 0; part < 3; part++) {
+        uint16_t *y = unset<uint16_t>(x.size());
+        expect(dsv2i_cuda_narrow_part(&to, step.device, y, x_device, part, dim) == cudaSuccess, "launch");
+        std::vector<uint16_t> got = down(y, x.size());
+        for (size_t i = 0; i < got.size(); i++) {
+            expect(i < rest.size() ? got[i] == bf16((float)rest[i]) : is_unset(got[i]), "part %d, element %zu: %04x", part, i, got[i]);
+            if (i < rest.size())
+                rest[i] -= ref_bf16(got[i]);
+        }
+    }
+    for (double r : rest)
+        expect(r == 0, "%g is lost", r);
+}
+
 void check_narrow(int dtype, int rows, int dim)
 {
     Step step(zeros(rows), {}, {}, 1, 2);
@@ -580,6 +603,10 @@ int main()
             check_narrow(dtype, 3, 1536);
             check_narrow(dtype, 5, 37);
         });
+    run("narrow to three parts", 2, [] {
+        check_parts(3, 1536);
+        check_parts(5, 37);
+    });
     for (int scaling : {DSV2I_CUDA_SCALE_ALL, DSV2I_CUDA_SCALE_ROWS, DSV2I_CUDA_SCALE_BLOCKS}) {
         const std::string how = scaling == DSV2I_CUDA_SCALE_ALL ? "for all" : scaling == DSV2I_CUDA_SCALE_ROWS ? "by rows" : "by blocks";
         run("quantize, scales " + how, 3, [=] {

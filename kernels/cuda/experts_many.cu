@@ -10,8 +10,8 @@
  *
  * up holds eight rows of gate beside the same eight of up, so that a lane's accumulators have both for the same elements of h.  Blocks
  * stay and take one tile after another, of which only the device knows how many there are and how full; eight tiles of rows at a time
- * against all of the weight's, so that both are in the L2 cache for as long as they are needed.  The tile is chosen for the rows that an expert gets on average, of a dense layer so that
- * the card is filled, and bits do not depend on it (gemm.cuh), so neither on max_rows.
+ * against all of the weight's, so that both are in the L2 cache for as long as they are needed.  The tile is chosen for the rows that an
+ * expert gets on average, of a dense layer so that the card is filled; bits do not depend on it (gemm.cuh), so neither on max_rows.
  *
  * SPDX-License-Identifier: MIT */
 #include "gemm_sm90.cuh"

@@ -68,6 +68,7 @@ static __global__ void __launch_bounds__(most_threads)
 #pragma unroll
             for (int k = 0; k < width; k++)
                 sum += of_x[j].v[k] * of_x[j].v[k];
+#pragma unroll 1
     for (int i = first + some * stride; i < dim; i += stride) {
         elements<width> more;
 
@@ -88,6 +89,7 @@ static __global__ void __launch_bounds__(most_threads)
     for (int j = 0; j < some; j++)
         if (first + j * stride < dim)
             put(of_x[j], of_w[j], first + j * stride);
+#pragma unroll 1
     for (int i = first + some * stride; i < dim; i += stride) {
         elements<width> a, by;
 
@@ -104,6 +106,6 @@ cudaError_t dsv2i_cuda_rms_norm(const struct dsv2i_cuda_launch *to, const struct
     const int want = (dim / (wide ? 4 : 1) + 31) / 32 * 32, threads = want > most_threads ? most_threads : want < 32 ? 32 : want;
     const bool one = wide && dim <= 4 * most_threads;
 
-    return dsv2i_launch(to, one ? rms_norm_kernel<4, 4> : wide ? rms_norm_kernel<4, 16> : rms_norm_kernel<1, 16>, dim3((unsigned)to->max_rows),
+    return dsv2i_launch(to, one ? rms_norm_kernel<4, 4> : wide ? rms_norm_kernel<4, 16> : rms_norm_kernel<1, 8>, dim3((unsigned)to->max_rows),
                         threads, 32 * sizeof(float), step, y, ldy, y_bf16, x, ldx, w, dim, eps);
 }

@@ -62,7 +62,8 @@ class Run:
         self.programs: dict[str, Path] = {}
         self.failed = False
         self.report: dict = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "emulated": args.emulated,
-                             "card": None, "clocks": None, "limits": [], "kernels": [], "models": [], "peer": [], "checks": [], "notes": [], "seconds": {}}
+                             "card": None, "clocks": None, "limits": [], "kernels": [], "models": [], "peer": [], "checks": [], "notes": [],
+                             "seconds": {}}
         self.out.mkdir(parents=True, exist_ok=True)
 
     def left(self) -> float:

@@ -335,6 +335,13 @@ struct call {
     }
     template <class T> cudaError_t up() const { return launch_product(to, up_product<T>{step, in.h, x, of->expert, p, s}, tiles(T::m)); }
     template <class T> cudaError_t down() const { return launch_product(to, down_product<T>{step, y, in.out, in.h, of->expert, p, s}, tiles(T::m)); }
+    template <class T, bool is_up> cudaError_t product() const
+    {
+        if constexpr (is_up)
+            return up<T>();
+        else
+            return down<T>();
+    }
 };
 
 template <class T> static cudaError_t mixture(const call &c, const int32_t *idx, const float *weight)
@@ -380,49 +387,26 @@ template <bool fp8> static cudaError_t choose(const call &c, const int32_t *idx,
     return mixture<typename with::most>(c, idx, weight);
 }
 
-/* Do tiles of m rows and so many columns, of a product that has `width`, fill most of the card? */
-static bool fill(const call &c, int m, int columns, int width)
-{
-    return (c.to->max_rows + m - 1) / m * ((width + columns - 1) / columns) >= c.to->n_sms * 3 / 4;
-}
-
-/* A dense layer's two products have different widths, and few tiles: each takes the largest that still fill the card. */
-template <bool fp8> static cudaError_t choose_up(const call &c)
+/* A product of a dense layer, which has few tiles, and not as many as the other: of the largest that still fill most of the card. */
+template <bool fp8, bool is_up> static cudaError_t dense(const call &c)
 {
     typedef tiles<fp8> with;
-    const int rows = c.to->max_rows, width = c.s.inter;
+    const int rows = c.to->max_rows, width = is_up ? 2 * c.s.inter : c.s.hidden; /* up has rows of gate and of up */
+    const bool units = c.to->sm == 90 && !c.to->invariant;
+    const auto filled = [=](int m, int n) { return (rows + m - 1) / m * ((width + n - 1) / n) >= c.to->n_sms * 3 / 4; };
 
+    if constexpr (!is_up) /* whose tiles have no less than 16 rows of W at a time */
+        if (!filled(32, 64) && !(rows <= 16 && filled(16, 64)))
+            return c.down<typename with::least>();
     if (rows <= 16)
-        return c.up<typename with::few>();
-    if (rows <= 32 || !fill(c, 64, 32, width))
-        return c.up<typename with::some>();
-    if (rows <= 64 || !fill(c, 64, 64, width))
-        return c.up<typename with::square>();
-    if (!fill(c, 128, with::warpgroups::n / 2, width) || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
-        return c.up<typename with::many>();
-    if (c.to->sm == 90 && !c.to->invariant)
-        return c.up<typename with::warpgroups>();
-    return c.up<typename with::most>();
-}
-
-template <bool fp8> static cudaError_t choose_down(const call &c)
-{
-    typedef tiles<fp8> with;
-    const int rows = c.to->max_rows, width = c.s.hidden;
-
-    if (!fill(c, 32, 64, width) && !(rows <= 16 && fill(c, 16, 64, width)))
-        return c.down<typename with::least>();
-    if (rows <= 16)
-        return c.down<typename with::few>();
-    if (rows <= 32 || !fill(c, 64, 64, width))
-        return c.down<typename with::some>();
-    if (rows <= 64 || !fill(c, 64, 128, width))
-        return c.down<typename with::square>();
-    if (!fill(c, 128, with::warpgroups::n, width) || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
-        return c.down<typename with::many>();
-    if (c.to->sm == 90 && !c.to->invariant)
-        return c.down<typename with::warpgroups>();
-    return c.down<typename with::most>();
+        return c.product<typename with::few, is_up>();
+    if (rows <= 32 || !filled(64, 64))
+        return c.product<typename with::some, is_up>();
+    if (rows <= 64 || !filled(64, 128))
+        return c.product<typename with::square, is_up>();
+    if (!filled(128, with::warpgroups::n) || with::most::shared + 8 > dsv2i_most_shared(c.to->sm))
+        return c.product<typename with::many, is_up>();
+    return units ? c.product<typename with::warpgroups, is_up>() : c.product<typename with::most, is_up>();
 }
 
 template <bool fp8> static cudaError_t launch(const call &c, const int32_t *idx, const float *weight)
@@ -433,8 +417,8 @@ template <bool fp8> static cudaError_t launch(const call &c, const int32_t *idx,
 
     if (idx)
         return odd ? mixture<typename tiles<fp8>::odd>(c, idx, weight) : choose<fp8>(c, idx, weight);
-    e = odd ? c.up<typename tiles<fp8>::odd>() : choose_up<fp8>(c);
-    return e ? e : odd ? c.down<typename tiles<fp8>::odd>() : choose_down<fp8>(c);
+    e = odd ? c.up<typename tiles<fp8>::odd>() : dense<fp8, true>(c);
+    return e ? e : odd ? c.down<typename tiles<fp8>::odd>() : dense<fp8, false>(c);
 }
 
 cudaError_t dsv2i_cuda_experts_many(const struct dsv2i_cuda_launch *to, const struct dsv2i_cuda_step *step, float *y, const uint16_t *x,
